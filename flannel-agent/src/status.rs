@@ -1,0 +1,131 @@
+//! What the agent tells about itself: the document behind `flannel-agent status --json`.
+//!
+//! Plain data, filled by the modules that own the facts and rendered by `cmd/status.rs`. Nothing here reads the
+//! kernel or decides anything.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that an operator may ask of a running agent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Whether the BPF programs are embedded in this binary.
+    pub bpf_object: bool,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Whether `subnet.env` is written and the first full reconciliation has succeeded.
+    pub ready: bool,
+    /// The effective network config, defaults filled in; absent until it has been read.
+    pub config: Option<serde_json::Value>,
+    /// The interface that carries traffic between nodes.
+    pub interface: Option<String>,
+    /// The address that this node publishes.
+    pub public_ip: Option<String>,
+    /// The node's own lease.
+    pub lease: Option<OwnLease>,
+    /// Every other node's lease that was understood.
+    pub peers: Vec<Peer>,
+    /// Leases and keys that were skipped: key and reason.
+    pub skipped_leases: BTreeMap<String, String>,
+    /// Kernel objects that the agent owns, each compared with what it should be.
+    pub objects: Vec<Object>,
+    /// The state of the BPF fast path.
+    pub fast_path: FastPath,
+    /// What is wrong at the moment, in one line each; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+/// The node's own lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OwnLease {
+    /// The node's subnet in CIDR notation.
+    pub subnet: String,
+    /// Seconds until the lease expires unless it is renewed; absent for a reservation.
+    pub expires_in_s: Option<i64>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its subnet in CIDR notation.
+    pub subnet: String,
+    /// The address that it publishes.
+    pub public_ip: String,
+    /// How its subnet is reached: `vxlan`, `direct` or `none`.
+    pub via: String,
+    /// Why it is not reached as it should be, if so.
+    pub problem: Option<String>,
+}
+
+/// A kernel object that the agent owns.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Object {
+    /// `link`, `address`, `route`, `neighbour`, `fdb`, `rules`, `sysctl`.
+    pub kind: String,
+    /// What `ip` or `bridge` would call it.
+    pub name: String,
+    /// `ok`, `missing` or `differs`.
+    pub state: String,
+    /// What differs, or the last error in repairing it.
+    pub detail: Option<String>,
+}
+
+/// The state of the BPF fast path.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FastPath {
+    /// The mode that was asked for: `off` or `subnet`.
+    pub mode: String,
+    /// Whether BPF programs carry packets on this node.
+    pub active: bool,
+    /// Why not, if it was asked for and is not active.
+    pub reason: Option<String>,
+    /// What an operator can do about it.
+    pub remedy: Option<String>,
+    /// How programs are attached: `tcx` or `clsact`.
+    pub attach: Option<String>,
+    /// Egress tier: `encap` (whole packet built in BPF), `assist` (inner MACs in BPF, encap by the VXLAN device),
+    /// `direct` (host-gw).
+    pub egress: Option<String>,
+    /// Receive tier: `nic` (decap in BPF at the node's interface) or `vtep` (kernel decap, hook on the VXLAN device).
+    pub ingress: Option<String>,
+    /// Attached hooks.
+    pub hooks: Vec<Hook>,
+    /// Pods of this node that the fast path serves, or why it does not.
+    pub pods: Vec<Pod>,
+    /// Packets by outcome since the maps were made, summed over the CPUs.
+    pub counters: Counters,
+}
+
+/// One attached program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Interface name.
+    pub device: String,
+    /// Program name: `pod_egress`, `bridge_egress`, `nic_ingress`, `vtep_ingress`.
+    pub program: String,
+}
+
+/// One pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its address.
+    pub ip: String,
+    /// The host side of its veth.
+    pub device: String,
+    /// Why the fast path does not serve it, if so.
+    pub problem: Option<String>,
+}
+
+/// Packets by outcome.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Pod packets that BPF sent to another node.
+    pub fast_egress: u64,
+    /// Packets from another node that BPF delivered to a pod.
+    pub fast_ingress: u64,
+    /// Packets handed to the kernel, by reason. Only those that a hook saw.
+    pub declined: BTreeMap<String, u64>,
+}
