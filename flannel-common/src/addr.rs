@@ -4,9 +4,9 @@ use core::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-/// An Ethernet address, in wire order.
+/// An Ethernet address, in wire order. Aligned to two bytes, as it lies in a frame.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-#[repr(transparent)]
+#[repr(C, align(2))]
 pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {

@@ -1,0 +1,168 @@
+//! From another node to a pod of this one.
+
+use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
+use crate::maps::{FLAG_DECAP, LocalPod};
+use crate::outcome::Outcome;
+use crate::wire::Packet;
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::udp::{self, Udp};
+use crate::wire::vxlan::{self, Vxlan};
+
+/// A packet that may be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deliver<'a> {
+    /// To whom.
+    pub pod: &'a LocalPod,
+    /// Whether it is still encapsulated.
+    pub tunnelled: bool,
+    /// Its IPv4 header, one hop further.
+    pub ip: Ipv4,
+}
+
+/// Offsets in bytes of what VXLAN puts in front of the inner packet.
+const UDP: usize = L3 + ipv4::LEN;
+const VXLAN: usize = UDP + udp::LEN;
+const INNER_ETHERNET: usize = VXLAN + vxlan::LEN;
+const INNER_L3: usize = INNER_ETHERNET + ethernet::LEN;
+
+/// Decides about a packet that arrived at the node's interface.
+///
+/// # Errors
+/// The reason why the kernel must handle it.
+#[inline(always)]
+pub fn from_wire<'a, P: Packet + ?Sized, T: Topology>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+) -> Result<Deliver<'a>, Outcome> {
+    let config = topology.config();
+    frame(packet, meta, config)?;
+    if !meta.to_us {
+        return Err(Outcome::NotRouted);
+    }
+    let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if { outer.destination } == config.node_ip {
+        if config.flags & FLAG_DECAP == 0 {
+            return Err(Outcome::NoPod);
+        }
+        return tunnelled(packet, meta, topology, &outer);
+    }
+    let pod = topology.pod(outer.destination).ok_or(Outcome::NoPod)?;
+    // A network card pads short frames: the bytes after the packet are none of its own.
+    let len = meta
+        .len
+        .wrapping_sub(L3 as u32)
+        .min(u32::from(outer.total_len.get()));
+    let mut ip = forwardable(packet, L3, len)?;
+    if !topology
+        .peer(ip.source)
+        .is_some_and(|peer| peer.is_direct())
+    {
+        return Err(Outcome::PeerSource);
+    }
+    check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
+    ip.decrement_ttl();
+    Ok(Deliver {
+        pod,
+        tunnelled: false,
+        ip,
+    })
+}
+
+/// A packet to this node's address, which may be VXLAN.
+#[inline(always)]
+fn tunnelled<'a, P: Packet + ?Sized, T: Topology>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+    outer: &Ipv4,
+) -> Result<Deliver<'a>, Outcome> {
+    let config = topology.config();
+    if outer.version_ihl != ipv4::VERSION_IHL {
+        return Err(Outcome::Options);
+    }
+    if outer.protocol != ipv4::UDP {
+        return Err(Outcome::NoPod);
+    }
+    if outer.is_fragment() {
+        return Err(Outcome::Fragment);
+    }
+    let udp: Udp = packet.read(UDP).ok_or(Outcome::Malformed)?;
+    if udp.destination != config.vxlan_port {
+        return Err(Outcome::NoPod);
+    }
+    let vxlan: Vxlan = packet.read(VXLAN).ok_or(Outcome::Malformed)?;
+    let inner_ethernet: Ethernet = packet.read(INNER_ETHERNET).ok_or(Outcome::Malformed)?;
+    if !vxlan.is(config.vni)
+        || inner_ethernet.destination != config.vtep_mac
+        || inner_ethernet.source == config.vtep_mac
+    {
+        return Err(Outcome::NotOurVxlan);
+    }
+    if inner_ethernet.ethertype != ethernet::IPV4 {
+        return Err(Outcome::NotIpv4);
+    }
+    let outer_len = u32::from(outer.total_len.get());
+    if outer_len != meta.len.wrapping_sub(L3 as u32)
+        || u32::from(udp.len.get()) != outer_len - ipv4::LEN as u32
+    {
+        return Err(Outcome::Malformed);
+    }
+    let mut ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
+    let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
+    if !topology
+        .peer(ip.source)
+        .is_some_and(|peer| peer.node_ip == { outer.source })
+    {
+        return Err(Outcome::PeerSource);
+    }
+    // An inner datagram without a checksum is covered by the outer one alone, which only the kernel verifies.
+    if ip.protocol == ipv4::UDP && udp.checksum.raw() != 0 {
+        let inner_udp: Udp = packet
+            .read(INNER_L3 + ipv4::LEN)
+            .ok_or(Outcome::Malformed)?;
+        if inner_udp.checksum.raw() == 0 {
+            return Err(Outcome::Checksum);
+        }
+    }
+    check_mtu(packet, INNER_L3, &ip, meta.gso_size, config.pod_mtu)?;
+    if !ip.merge_outer_ecn(outer.tos) {
+        return Err(Outcome::Ecn);
+    }
+    ip.decrement_ttl();
+    Ok(Deliver {
+        pod,
+        tunnelled: true,
+        ip,
+    })
+}
+
+/// Decides about a packet that the VXLAN device has decapsulated.
+///
+/// # Errors
+/// The reason why the kernel must handle it.
+#[inline(always)]
+pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+) -> Result<Deliver<'a>, Outcome> {
+    let config = topology.config();
+    let ethernet = frame(packet, meta, config)?;
+    if ethernet.destination != config.vtep_mac {
+        return Err(Outcome::NotRouted);
+    }
+    let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
+    let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
+    if topology.peer(ip.source).is_none() {
+        return Err(Outcome::PeerSource);
+    }
+    check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
+    ip.decrement_ttl();
+    Ok(Deliver {
+        pod,
+        tunnelled: false,
+        ip,
+    })
+}

@@ -1,0 +1,118 @@
+//! What to do with a packet, as pure functions of its headers and the maps.
+//!
+//! A decision is taken on a packet that has not been touched; only when every question is answered does a hook begin
+//! to write. `Err` carries the reason why the kernel must handle the packet.
+
+use crate::maps::{Config, FLAG_ACTIVE, LocalPod, Peer};
+use crate::outcome::Outcome;
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::tcp::Tcp;
+use crate::wire::{Be32, Packet};
+
+pub mod egress;
+pub mod encap;
+pub mod ingress;
+
+/// Offset in bytes of the IPv4 header behind an Ethernet header.
+pub const L3: usize = ethernet::LEN;
+
+/// Lookups in the maps that the agent keeps in step with the cluster.
+pub trait Topology {
+    /// The node's interfaces and addresses.
+    fn config(&self) -> &Config;
+
+    /// The node whose subnet holds `address`.
+    fn peer(&self, address: Be32) -> Option<&Peer>;
+
+    /// The pod of this node with that address.
+    fn pod(&self, address: Be32) -> Option<&LocalPod>;
+}
+
+/// What the kernel knows of a packet beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Length in bytes from the link-layer header, of the whole aggregate if it is one.
+    pub len: u32,
+    /// Payload bytes of each segment if the packet is an aggregate, else zero.
+    pub gso_size: u32,
+    /// Index of the interface that the hook is attached to.
+    pub ifindex: u32,
+    /// Whether a VLAN tag was taken off the packet.
+    pub vlan: bool,
+    /// Whether the link layer addressed it to this interface.
+    pub to_us: bool,
+}
+
+/// What holds for every hook: the fast path is on, and the frame carries IPv4 and no VLAN tag.
+#[inline(always)]
+fn frame<P: Packet + ?Sized>(
+    packet: &P,
+    meta: &Meta,
+    config: &Config,
+) -> Result<Ethernet, Outcome> {
+    if config.flags & FLAG_ACTIVE == 0 {
+        return Err(Outcome::Inactive);
+    }
+    if meta.vlan {
+        return Err(Outcome::Vlan);
+    }
+    let ethernet: Ethernet = packet.read(0).ok_or(Outcome::Malformed)?;
+    if ethernet.ethertype != ethernet::IPV4 {
+        return Err(Outcome::NotIpv4);
+    }
+    Ok(ethernet)
+}
+
+/// Reads the IPv4 header at `offset` and refuses what the fast path never takes. `len` is the number of bytes from
+/// there to the end of the packet.
+#[inline(always)]
+fn forwardable<P: Packet + ?Sized>(packet: &P, offset: usize, len: u32) -> Result<Ipv4, Outcome> {
+    let ip: Ipv4 = packet.read(offset).ok_or(Outcome::Malformed)?;
+    if ip.version_ihl != ipv4::VERSION_IHL {
+        return Err(Outcome::Options);
+    }
+    if ip.is_fragment() {
+        return Err(Outcome::Fragment);
+    }
+    if ip.protocol != ipv4::TCP && ip.protocol != ipv4::UDP {
+        return Err(Outcome::Protocol);
+    }
+    if ip.ttl <= 1 {
+        return Err(Outcome::Ttl);
+    }
+    // The kernel trims what follows the packet, and knows aggregates of more than 65 535 bytes by a length of zero.
+    if u32::from(ip.total_len.get()) != len {
+        return Err(Outcome::Malformed);
+    }
+    Ok(ip)
+}
+
+/// Whether the packet, or each segment of an aggregate, fits into `mtu`.
+#[inline(always)]
+fn check_mtu<P: Packet + ?Sized>(
+    packet: &P,
+    offset: usize,
+    ip: &Ipv4,
+    gso_size: u32,
+    mtu: u16,
+) -> Result<(), Outcome> {
+    let largest = if gso_size == 0 {
+        u32::from(ip.total_len.get())
+    } else {
+        let l4 = if ip.protocol == ipv4::TCP {
+            packet
+                .read::<Tcp>(offset + ipv4::LEN)
+                .ok_or(Outcome::Malformed)?
+                .header_len()
+        } else {
+            crate::wire::udp::LEN as u32
+        };
+        ipv4::LEN as u32 + l4 + gso_size
+    };
+    if largest > u32::from(mtu) {
+        Err(Outcome::Mtu)
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! Keys and values of the BPF maps.
+//!
+//! Maps outlive the agent: they are pinned, and the next agent adopts them. So their layout has a version, [`ABI`], in
+//! the path of the pins; the kernel checks no sizes when a pin is opened.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::Mac;
+use crate::wire::{Be16, Be32};
+
+/// Version of everything in this file and of the numbers in [`crate::outcome`]. Any change of layout or meaning
+/// changes it.
+pub const ABI: u32 = 1;
+
+/// Subnets of other nodes at most, per map.
+pub const MAX_SUBNETS: u32 = 131_072;
+
+/// Pods of this node at most.
+pub const MAX_PODS: u32 = 4_096;
+
+/// Slots of the config map. The agent fills the one that is not in use and then switches over, so that no program
+/// ever sees half of an old config and half of a new one.
+pub const CONFIG_SLOTS: u32 = 2;
+
+/// The interfaces and addresses of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Config {
+    /// Combination of the `FLAG_` constants.
+    pub flags: u32,
+    /// Interface index of the node's interface.
+    pub uplink_index: u32,
+    /// Interface index of the VXLAN device; zero without one.
+    pub vtep_index: u32,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// This node's address: source of encapsulated packets.
+    pub node_ip: Be32,
+    /// Mask of the subnet length that most nodes have; those subnets are in the hash map.
+    pub subnet_mask: Be32,
+    /// UDP destination port of VXLAN.
+    pub vxlan_port: Be16,
+    /// First UDP source port of encapsulated packets.
+    pub source_port_min: u16,
+    /// Last UDP source port of encapsulated packets.
+    pub source_port_max: u16,
+    /// Largest IPv4 packet, in bytes, that fits into the tunnel.
+    pub tunnel_mtu: u16,
+    /// Largest IPv4 packet, in bytes, that the node's interface takes.
+    pub direct_mtu: u16,
+    /// Largest IPv4 packet, in bytes, that the bridge takes.
+    pub pod_mtu: u16,
+    /// Address of the bridge: what pods send to, and what they receive from.
+    pub bridge_mac: Mac,
+    /// Address of the VXLAN device.
+    pub vtep_mac: Mac,
+    /// Time to live of encapsulated packets.
+    pub outer_ttl: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+const _: () = assert!(size_of::<Config>() == 52);
+
+/// Programs act; without it they hand everything to the kernel.
+pub const FLAG_ACTIVE: u32 = 1;
+/// Some nodes have a subnet length other than the usual one: those are in the LPM trie.
+pub const FLAG_OTHER_LENGTHS: u32 = 1 << 1;
+/// Encapsulate by the VXLAN device instead of in BPF.
+pub const FLAG_ASSIST: u32 = 1 << 2;
+/// Decapsulate in BPF at the node's interface.
+pub const FLAG_DECAP: u32 = 1 << 3;
+
+/// Another node, by its subnet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Peer {
+    /// Its address: destination of what we encapsulate, source of what it does.
+    pub node_ip: Be32,
+    /// The neighbour on the node's interface that leads there.
+    pub next_hop: Be32,
+    /// Address of its VXLAN device; zero if packets are routed there without a tunnel.
+    pub vtep_mac: Mac,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Peer>() == 16);
+
+impl Peer {
+    /// Whether packets go there without a tunnel.
+    #[inline(always)]
+    pub fn is_direct(&self) -> bool {
+        self.vtep_mac == Mac::default()
+    }
+}
+
+/// A pod of this node, by its address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LocalPod {
+    /// Interface index of the host side of its veth.
+    pub host_index: u32,
+    /// Its link-layer address.
+    pub mac: Mac,
+    /// Combination of the `POD_` constants.
+    pub flags: u16,
+}
+
+const _: () = assert!(size_of::<LocalPod>() == 12);
+
+/// Deliver through the host side of the veth instead of straight into the pod: somebody else's queueing discipline or
+/// program there must see the packets, or the kernel has no `bpf_redirect_peer` (before 5.10).
+pub const POD_VIA_HOST: u16 = 1;

@@ -1,0 +1,136 @@
+//! What became of a packet, numbered: each hook counts every packet that it sees under exactly one of these.
+//!
+//! Numbers are part of the map layout: new outcomes are added at the end, and a retired number is not used again
+//! while [`crate::maps::ABI`] stays the same.
+
+/// The hooks, as rows of the counter table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// TC ingress at the host side of a pod's veth.
+    PodEgress = 0,
+    /// TC ingress at the bridge, for ports without a program of their own.
+    BridgeEgress = 1,
+    /// TC ingress at the node's interface.
+    NicIngress = 2,
+    /// TC ingress at the VXLAN device.
+    VtepIngress = 3,
+}
+
+impl Hook {
+    /// All hooks, in the order of their numbers.
+    pub const ALL: [Self; 4] = [
+        Self::PodEgress,
+        Self::BridgeEgress,
+        Self::NicIngress,
+        Self::VtepIngress,
+    ];
+
+    /// The name that status and metrics use; also the name of the BPF program.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PodEgress => "pod_egress",
+            Self::BridgeEgress => "bridge_egress",
+            Self::NicIngress => "nic_ingress",
+            Self::VtepIngress => "vtep_ingress",
+        }
+    }
+}
+
+macro_rules! outcomes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        /// What became of a packet at a hook.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Outcome {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Outcome {
+            /// All outcomes.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The name that status and metrics use.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// Forwarded or delivered by the program.
+    Fast = 0, "fast";
+    /// The fast path is switched off in the config map.
+    Inactive = 1, "inactive";
+    /// Not IPv4.
+    NotIpv4 = 2, "not-ipv4";
+    /// Carries a VLAN tag.
+    Vlan = 3, "vlan";
+    /// Not addressed to this host's link-layer address, so not for it to route.
+    NotRouted = 4, "not-routed";
+    /// Too short for the headers that it should have, or with lengths that contradict each other.
+    Malformed = 5, "malformed";
+    /// IPv4 options.
+    Options = 6, "ip-options";
+    /// A fragment.
+    Fragment = 7, "fragment";
+    /// Neither TCP nor UDP.
+    Protocol = 8, "protocol";
+    /// Time to live would expire here.
+    Ttl = 9, "ttl";
+    /// The destination lies in no other node's subnet.
+    NoPeer = 10, "no-peer";
+    /// The destination is no pod of this node.
+    NoPod = 11, "no-pod";
+    /// A pod sent a source address that is not its own.
+    PodSource = 12, "pod-source";
+    /// The source lies in no other node's subnet, or not in that of the node that sent the packet.
+    PeerSource = 13, "peer-source";
+    /// Larger than the next link allows.
+    Mtu = 14, "mtu";
+    /// VXLAN with flags, network identifier or inner destination other than ours.
+    NotOurVxlan = 15, "not-our-vxlan";
+    /// Congestion mark that must be reported by dropping (RFC 6040).
+    Ecn = 16, "ecn";
+    /// The kernel has to verify the checksum, because no later one covers the payload.
+    Checksum = 17, "checksum";
+    /// A helper refused (memory, or a packet that is encapsulated already); the packet was not changed.
+    Helper = 18, "helper";
+}
+
+/// Columns of the counter table: room for new outcomes without a new layout.
+pub const COLUMNS: u32 = 64;
+
+/// Slots of the counter table.
+pub const SLOTS: u32 = COLUMNS * Hook::ALL.len() as u32;
+
+/// The slot that counts `outcome` at `hook`.
+#[inline(always)]
+pub const fn slot(hook: Hook, outcome: Outcome) -> u32 {
+    hook as u32 * COLUMNS + outcome as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_hook_and_outcome_has_its_own_slot_and_name() {
+        let mut slots = BTreeSet::new();
+        for (number, hook) in Hook::ALL.into_iter().enumerate() {
+            assert_eq!(hook as usize, number);
+            for &outcome in Outcome::ALL {
+                assert!((outcome as u32) < COLUMNS);
+                assert!(slot(hook, outcome) < SLOTS);
+                assert!(slots.insert(slot(hook, outcome)));
+            }
+        }
+        let names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
+        assert_eq!(names.len(), Outcome::ALL.len());
+    }
+}
