@@ -167,7 +167,8 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<(u32, Neighbour)> {
             _ => {}
         }
     }
-    let permanent = message.header.state == NeighbourState::Permanent;
+    // A set of bits: `bridge fdb add … permanent` adds NUD_NOARP.
+    let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
     let entry = match message.header.family {
         AddressFamily::Inet => Neighbour::Address(
             address?,

@@ -26,8 +26,8 @@ const DATAGRAM: usize = 32 * 1024;
 /// A change in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A link or an address of this namespace.
-    Link,
+    /// A link or an address of this namespace: the interface's index.
+    Link(u32),
     /// A route of the main table: destination, route, whether it is gone.
     Route(Ipv4Net, Route, bool),
     /// A route of another form.
@@ -129,7 +129,8 @@ fn event(message: &RouteNetlinkMessage, namespace: Option<i32>) -> Option<Event>
         .then_some(Event::Pod(namespace));
     }
     match message {
-        M::NewLink(_) | M::DelLink(_) | M::NewAddress(_) | M::DelAddress(_) => Some(Event::Link),
+        M::NewLink(link) | M::DelLink(link) => Some(Event::Link(link.header.index)),
+        M::NewAddress(address) | M::DelAddress(address) => Some(Event::Link(address.header.index)),
         M::NewRoute(route) | M::DelRoute(route) => Some(match decode::route(route) {
             Some((net, value)) => Event::Route(net, value, matches!(message, M::DelRoute(_))),
             None => Event::OtherRoute,

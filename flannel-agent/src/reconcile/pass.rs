@@ -114,7 +114,13 @@ impl Reconciler {
     /// Takes note of a change in the kernel.
     pub fn note(&mut self, event: Event, dirty: &mut Dirty) {
         match event {
-            Event::Link => (dirty.links, dirty.pods) = (true, true),
+            Event::Link(index) => {
+                (dirty.links, dirty.pods) = (true, true);
+                // A link that goes down takes its IPv4 routes with it, and no event says so.
+                if index == self.uplink.index || Some(index) == self.vtep_index() {
+                    (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
+                }
+            }
             Event::Route(net, route, gone) => {
                 let known = self.observed.routes.get(&net) == Some(&route);
                 if known == gone {

@@ -30,7 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// etcd, or the way to it, refused.
-    #[error("{operation}: {source}")]
+    #[error("{operation}: {}", brief(.source))]
     Request {
         /// What was asked.
         operation: &'static str,
@@ -45,6 +45,26 @@ pub enum Error {
         /// Who was asked.
         endpoints: String,
     },
+}
+
+/// A gRPC status without the chain of errors that its debug form unfolds.
+fn brief(error: &etcd_client::Error) -> String {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => {
+            // What a transport error hides, such as "connection refused", is at the end of the chain.
+            let mut source = std::error::Error::source(status);
+            let mut root = None;
+            while let Some(error) = source {
+                root = Some(error);
+                source = error.source();
+            }
+            match root {
+                Some(root) => format!("{}: {root}", status.message()),
+                None => status.message().to_owned(),
+            }
+        }
+        other => other.to_string(),
+    }
 }
 
 /// How to reach etcd.
