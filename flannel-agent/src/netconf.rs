@@ -373,3 +373,6 @@ impl Fields {
         .transpose()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -215,3 +215,6 @@ fn peer_route(facts: &Facts<'_>, lease: &Lease, reach: Reach) -> Option<PeerRout
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -235,3 +235,6 @@ impl Observed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
