@@ -164,7 +164,7 @@ impl Reconciler {
         dirty.leases = true;
     }
 
-    /// Reads, compares, repairs. Returns whether all is as it should be.
+    /// Reads, compares, repairs. Returns whether all is as it should be; if not, it is tried again.
     pub fn pass(&mut self, dirty: Dirty, rules: &rules::State) -> bool {
         let complete = match self.try_pass(dirty) {
             Ok(complete) => {
@@ -183,7 +183,8 @@ impl Reconciler {
         if complete && self.listed {
             self.finish(rules);
         }
-        complete
+        // Where changes inside pods' namespaces are not heard, an address that is still to come must be looked for.
+        complete && (self.settings.hears_pods || !self.scan.waiting)
     }
 
     fn try_pass(&mut self, mut dirty: Dirty) -> Result<bool, Error> {
@@ -383,9 +384,18 @@ impl Reconciler {
     fn scan_pods(&mut self) -> Result<(), Error> {
         let subnet = self.own.subnet;
         let bridge = self.observed.holder(subnet_file::gateway(subnet)).cloned();
-        self.scan = self
+        let scan = self
             .pods
             .scan(&mut self.netlink, &self.observed, bridge.as_ref(), subnet)?;
+        if scan.pods != self.scan.pods {
+            let pods: Vec<String> = scan
+                .pods
+                .iter()
+                .map(|pod| format!("{} at {}", pod.ip, pod.host_name))
+                .collect();
+            tracing::debug!(?pods, "pods of this node");
+        }
+        self.scan = scan;
         let problem = (!self.scan.problems.is_empty()).then(|| self.scan.problems.join("; "));
         self.board.problem("pods", problem);
         Ok(())
