@@ -47,13 +47,46 @@ pub enum Reach {
     Direct,
 }
 
+/// A peer, and how it is reached or why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Its address.
+    pub node: Ipv4Addr,
+    /// How it is reached, or the problem.
+    pub reach: Result<Reach, String>,
+}
+
+impl Peer {
+    /// Why it is not reached, if so.
+    pub fn problem(&self) -> Option<&str> {
+        self.reach.as_ref().err().map(String::as_str)
+    }
+
+    /// As the status shows it.
+    pub fn status(&self) -> status::Peer {
+        status::Peer {
+            subnet: self.subnet.to_string(),
+            public_ip: self.node.to_string(),
+            via: match self.reach {
+                Ok(Reach::Vxlan(_)) => "vxlan",
+                Ok(Reach::Direct) => "direct",
+                Err(_) => "none",
+            }
+            .into(),
+            problem: self.problem().map(str::to_owned),
+        }
+    }
+}
+
 /// What the leases demand.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Kernel objects.
     pub desired: Desired,
-    /// Peers as the status shows them.
-    pub peers: Vec<status::Peer>,
+    /// Every peer, and how it is reached.
+    pub peers: Vec<Peer>,
     /// Peers as the fast path sees them: those that the kernel reaches through the uplink.
     pub routes: Vec<PeerRoute>,
 }
@@ -121,24 +154,18 @@ pub fn needs_hops(config: &NetworkConfig) -> bool {
 pub fn plan<'a>(facts: &Facts<'_>, peers: impl Iterator<Item = &'a Lease>) -> Plan {
     let mut plan = Plan::default();
     for lease in peers {
-        let node = lease.attributes.public_ip;
         let reach = misfit(facts, lease)
             .map_or_else(|| reach(facts, lease), Err)
             .and_then(|reach| clash(&plan.desired, lease, reach).map_or(Ok(reach), Err));
-        plan.peers.push(status::Peer {
-            subnet: lease.subnet.to_string(),
-            public_ip: node.to_string(),
-            via: match &reach {
-                Ok(Reach::Vxlan(_)) => "vxlan",
-                Ok(Reach::Direct) => "direct",
-                Err(_) => "none",
-            }
-            .into(),
-            problem: reach.as_ref().err().cloned(),
+        if let Ok(reach) = reach {
+            demand(&mut plan.desired, facts, lease, reach);
+            plan.routes.extend(peer_route(facts, lease, reach));
+        }
+        plan.peers.push(Peer {
+            subnet: lease.subnet,
+            node: lease.attributes.public_ip,
+            reach,
         });
-        let Ok(reach) = reach else { continue };
-        demand(&mut plan.desired, facts, lease, reach);
-        plan.routes.extend(peer_route(facts, lease, reach));
     }
     plan
 }

@@ -158,7 +158,7 @@ fn direct_routing_is_decided_per_peer() {
         BTreeMap::from([(mac(3), Ipv4Addr::new(192, 168, 101, 3))])
     );
     assert_eq!(plan.desired.neighbours.len(), 1);
-    let via: Vec<&str> = plan.peers.iter().map(|peer| peer.via.as_str()).collect();
+    let via: Vec<String> = plan.peers.iter().map(|peer| peer.status().via).collect();
     assert_eq!(via, ["direct", "vxlan"]);
     let next_hops: Vec<_> = plan
         .routes
@@ -186,14 +186,8 @@ fn host_gw_leaves_out_peers_behind_a_router_and_says_so() {
         routes([("10.5.97.0/24", via_uplink([192, 168, 100, 2]))])
     );
     assert!(plan.desired.fdb.is_empty() && plan.desired.neighbours.is_empty());
-    assert_eq!(plan.peers[1].via, "none");
-    assert!(
-        plan.peers[1]
-            .problem
-            .as_ref()
-            .unwrap()
-            .contains("192.168.100.254")
-    );
+    assert_eq!(plan.peers[1].status().via, "none");
+    assert!(plan.peers[1].problem().unwrap().contains("192.168.100.254"));
     assert_eq!(plan.routes.len(), 1);
 }
 
@@ -234,7 +228,7 @@ fn a_lease_that_makes_no_sense_here_affects_no_other() {
         let both = plan_for(r#"{"Type":"vxlan"}"#, &hops(), &[good.clone(), bad]);
         assert_eq!(both.desired, alone.desired, "{reason}");
         assert_eq!(both.routes, alone.routes, "{reason}");
-        let problem = both.peers[1].problem.as_deref().unwrap();
+        let problem = both.peers[1].problem().unwrap();
         assert!(problem.contains(reason), "{problem}");
     }
 }
@@ -250,7 +244,7 @@ fn a_peer_that_leaves_by_another_interface_is_not_for_the_fast_path() {
     let hops = BTreeMap::from([(Ipv4Addr::new(192, 168, 100, 2), elsewhere)]);
     let lease = vxlan_lease("10.5.11.0/24", [192, 168, 100, 2], 2);
     let plan = plan_for(r#"{"Type":"vxlan","DirectRouting":true}"#, &hops, &[lease]);
-    assert_eq!(plan.peers[0].via, "vxlan");
+    assert_eq!(plan.peers[0].status().via, "vxlan");
     assert!(plan.routes.is_empty());
 }
 

@@ -57,7 +57,7 @@ pub enum Command {
 
 /// Options of `run`.
 #[derive(Debug, Parser)]
-#[command(name = "run", after_help = OPTION_NOTES)]
+#[command(name = "run", after_help = OPTION_NOTES, args_override_self = true)]
 pub struct RunOptions {
     /// etcd endpoints, separated by commas
     #[arg(long, value_delimiter = ',', action = ArgAction::Set,
@@ -396,6 +396,21 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn of_a_repeated_option_the_last_counts_unless_it_is_a_list() {
+        let given = [
+            "--iface=a",
+            "--v=1",
+            "--v=3",
+            "--ip-masq",
+            "--ip-masq=false",
+            "--iface=b",
+        ];
+        let options = parse(&given).unwrap();
+        assert_eq!((options.v, options.switches.ip_masq), (3, false));
+        assert_eq!(options.iface, ["a", "b"]);
     }
 
     #[test]

@@ -216,7 +216,9 @@ impl Reconciler {
         if dirty.pods {
             self.scan_pods()?;
         }
-        self.sync_fast_path();
+        if self.listed {
+            self.sync_fast_path(dirty.status);
+        }
         Ok(complete)
     }
 
@@ -323,17 +325,18 @@ impl Reconciler {
             &facts,
             self.leases.peers(self.own.subnet, self.uplink.public_ip),
         );
-        let mut unreached = self.plan.peers.iter().filter(|peer| peer.problem.is_some());
-        let problem = unreached.next().map(|peer| {
-            let reason = peer.problem.as_deref().unwrap_or_default();
+        let mut unreached = self
+            .plan
+            .peers
+            .iter()
+            .filter_map(|peer| Some((peer, peer.problem()?)));
+        let problem = unreached.next().map(|(peer, reason)| {
             let more = match unreached.count() {
                 0 => String::new(),
                 count => format!(" (and {count} more)"),
             };
-            format!(
-                "peer {} at {} is not reached: {reason}{more}",
-                peer.subnet, peer.public_ip
-            )
+            let (subnet, node) = (peer.subnet, peer.node);
+            format!("peer {subnet} at {node} is not reached: {reason}{more}")
         });
         self.board.problem("peers", problem);
     }

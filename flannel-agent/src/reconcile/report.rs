@@ -2,8 +2,8 @@
 
 use super::{Reconciler, rules};
 use crate::{
-    backend,
-    fastpath::{Device, Topology, Vtep},
+    backend::{self, Peer},
+    fastpath::{Device, PeerRoute, Topology, Vtep},
     kernel::{
         diff,
         objects::{Entry, Link, LinkKind, Observed},
@@ -13,14 +13,16 @@ use crate::{
 };
 
 impl Reconciler {
-    pub(super) fn sync_fast_path(&mut self) {
-        let topology = self.make_topology();
-        if topology.is_some() && topology != self.topology {
-            self.topology = topology;
+    /// Tells the fast path what has changed; with `again` even if nothing has.
+    pub(super) fn sync_fast_path(&mut self, again: bool) {
+        let Some(topology) = self.make_topology() else {
+            return;
+        };
+        if !again && self.topology.as_ref() == Some(&topology) {
+            return;
         }
-        if let Some(topology) = &self.topology {
-            self.fast_path.sync(topology);
-        }
+        self.fast_path.sync(&topology);
+        self.topology = Some(topology);
         let state = self.fast_path.status();
         let problem = state
             .reason
@@ -43,6 +45,12 @@ impl Reconciler {
             Some(index) => Some(vtep(self.observed.links.get(&index)?)?),
             None => None,
         };
+        // The fast path goes no way that the kernel does not go.
+        let routes = &self.observed.routes;
+        let in_place = |peer: &&PeerRoute| {
+            let desired = self.plan.desired.routes.get(&peer.subnet);
+            desired.is_some() && routes.get(&peer.subnet) == desired
+        };
         Some(Topology {
             uplink: device(uplink)?,
             node_ip: self.uplink.address,
@@ -53,11 +61,14 @@ impl Reconciler {
                 .holder(subnet_file::gateway(self.own.subnet))
                 .and_then(device),
             // Next hops are only good for an Ethernet uplink.
-            peers: if uplink.ethernet {
-                self.plan.routes.clone()
-            } else {
-                Vec::new()
-            },
+            peers: self
+                .plan
+                .routes
+                .iter()
+                .filter(in_place)
+                .filter(|_| uplink.ethernet)
+                .cloned()
+                .collect(),
             pods: self.scan.pods.clone(),
         })
     }
@@ -79,7 +90,7 @@ impl Reconciler {
         let fast_path = self.fast_path.status();
         self.board.update(|status| {
             status.lease = Some(lease);
-            status.peers.clone_from(&self.plan.peers);
+            status.peers = self.plan.peers.iter().map(Peer::status).collect();
             status.skipped_leases = self
                 .leases
                 .skipped()
