@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use super::args::{self, LogFormat, RunOptions};
@@ -22,7 +22,7 @@ use crate::{
     },
     netconf::NetworkConfig,
     reconcile::{self, Inputs, Reconciler, Refresh, Settings, device, rules::Keeper},
-    status::Status,
+    status::{self, Status},
     status_socket::StatusSocket,
     subnet_file,
 };
@@ -99,10 +99,30 @@ fn check(options: &RunOptions) -> anyhow::Result<()> {
     if options.public_ipv6.0.is_some() {
         tracing::warn!("--public-ipv6 has no effect: IPv6 is not supported yet");
     }
-    if options.etcd_endpoints.iter().all(String::is_empty) {
+    let endpoints: Vec<&String> = options
+        .etcd_endpoints
+        .iter()
+        .filter(|url| !url.is_empty())
+        .collect();
+    if endpoints.is_empty() {
         bail!("--etcd-endpoints is empty: give at least one URL such as http://127.0.0.1:2379");
     }
+    if let Some(url) = endpoints.iter().find(|url| !is_endpoint(url)) {
+        bail!("--etcd-endpoints: {url:?} is no URL such as http://127.0.0.1:2379");
+    }
     Ok(())
+}
+
+/// Whether `url` is an address with an optional scheme, as etcd's endpoints are.
+fn is_endpoint(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"))
+        .unwrap_or(url);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]%/".contains(&byte);
+    rest.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
+        && rest.bytes().all(allowed)
+        && !rest.contains("//")
 }
 
 async fn supervise(options: RunOptions) -> anyhow::Result<()> {
@@ -112,6 +132,10 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         bpf_object: fastpath::embedded(),
         pid: std::process::id(),
+        fast_path: status::FastPath {
+            mode: format!("{:?}", options.fast_path).to_lowercase(),
+            ..status::FastPath::default()
+        },
         ..Status::default()
     });
     let (refresh, refresh_requests) = mpsc::channel(1);
@@ -170,9 +194,10 @@ async fn agent(
     });
 
     let mac = make_device(&mut netlink, &config, &interface)?;
+    let attributes = backend::attributes(&config, &interface, mac);
     let request = Request {
         config: config.clone(),
-        attributes: backend::attributes(&config, &interface, mac),
+        attributes: attributes.clone(),
         previous: subnet_file::previous(&options.subnet_file).subnet,
     };
     let own = while_answering(&mut refresh, manager.acquire(request, &board)).await;
@@ -202,7 +227,7 @@ async fn agent(
         mode: options.fast_path.into(),
         pin_dir: options.pin_dir.clone(),
     });
-    let (publish, to_publish) = mpsc::channel(1);
+    let (publish, to_publish) = watch::channel(attributes);
     let (lease_events, leases) = mpsc::channel(LEASE_EVENTS);
     tokio::spawn(manager.run(lease_events, to_publish, board.clone()));
     let reconciler = Reconciler::new(
@@ -334,4 +359,30 @@ fn make_device(
         .link
         .mac
         .with_context(|| format!("device {} has no MAC", desired.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_told_from_other_text() {
+        for url in [
+            "http://127.0.0.1:2379",
+            "https://etcd-0.example:2379/",
+            "[fd00::1]:2379",
+            "etcd:2379",
+        ] {
+            assert!(is_endpoint(url), "{url}");
+        }
+        for text in [
+            "ht!tp://x",
+            "ftp://etcd",
+            "http://",
+            "etcd 2379",
+            "unix:///run/etcd",
+        ] {
+            assert!(!is_endpoint(text), "{text}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ pub mod value;
 use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, time::Instant};
 
 use ipnet::Ipv4Net;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use value::Attributes;
 
@@ -70,12 +70,12 @@ pub trait SubnetManager {
     /// Acquires this node's lease. Waits until it has one, telling `board` what it waits for.
     fn acquire(&mut self, request: Request, board: &Board) -> impl Future<Output = OwnLease>;
 
-    /// Keeps the lease alive and reports events until `events` is closed; publishes what comes from `publish`.
+    /// Keeps the lease alive and reports events until `events` is closed; publishes what `publish` changes to.
     /// Whatever happens to the store, it only returns when the receiver is gone.
     fn run(
         self,
         events: mpsc::Sender<Event>,
-        publish: mpsc::Receiver<Attributes>,
+        publish: watch::Receiver<Attributes>,
         board: Board,
     ) -> impl Future<Output = ()>;
 }

@@ -7,6 +7,7 @@
 pub mod device;
 mod dirty;
 mod pass;
+mod repair;
 mod report;
 pub mod rules;
 
@@ -78,7 +79,6 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
             retry_at
         };
         tokio::select! {
-            biased;
             events = inputs.events.next() => {
                 for event in events? {
                     reconciler.note(event, &mut dirty);

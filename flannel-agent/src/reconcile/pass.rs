@@ -1,24 +1,18 @@
 //! One pass: read what is out of date, compare, repair, tell the fast path.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use flannel_common::addr::Mac;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use super::{Dirty, device, rules};
 use crate::{
-    backend::{self, Facts, Plan},
+    backend::{self, Plan},
     board::Board,
     fastpath::{FastPath, Topology},
     iface::Uplink,
     kernel::{
-        apply,
         decode::Neighbour,
-        diff::{self, Op, Ownership},
         events::Event,
         netlink::{Error, Netlink},
         objects::Observed,
@@ -54,7 +48,7 @@ pub struct Reconciler {
     pub(super) own: OwnLease,
     /// The MAC that the lease publishes.
     pub(super) mac: Mac,
-    pub(super) publish: mpsc::Sender<Attributes>,
+    pub(super) publish: watch::Sender<Attributes>,
     pub(super) leases: Leases,
     pub(super) observed: Observed,
     pub(super) hops: BTreeMap<Ipv4Addr, Option<Hop>>,
@@ -82,7 +76,7 @@ impl Reconciler {
         uplink: Uplink,
         own: OwnLease,
         mac: Mac,
-        publish: mpsc::Sender<Attributes>,
+        publish: watch::Sender<Attributes>,
         fast_path: FastPath,
     ) -> Self {
         Self {
@@ -166,10 +160,10 @@ impl Reconciler {
 
     /// Reads, compares, repairs. Returns whether all is as it should be; if not, it is tried again.
     pub fn pass(&mut self, dirty: Dirty, rules: &rules::State) -> bool {
-        let complete = match self.try_pass(dirty) {
-            Ok(complete) => {
+        let (base, peers) = match self.try_pass(dirty) {
+            Ok(outcome) => {
                 self.board.problem("kernel", None);
-                complete
+                outcome
             }
             Err(error) => {
                 self.board.problem("kernel", Some(error.to_string()));
@@ -177,24 +171,26 @@ impl Reconciler {
                 if let Ok(netlink) = Netlink::open() {
                     self.netlink = netlink;
                 }
-                false
+                (false, false)
             }
         };
-        if complete && self.listed {
+        // A peer that cannot be reached does not keep the node's pods from starting.
+        if base && self.listed {
             self.finish(rules);
         }
         // Where changes inside pods' namespaces are not heard, an address that is still to come must be looked for.
-        complete && (self.settings.hears_pods || !self.scan.waiting)
+        base && peers && (self.settings.hears_pods || !self.scan.waiting)
     }
 
-    fn try_pass(&mut self, mut dirty: Dirty) -> Result<bool, Error> {
-        let mut complete = true;
+    /// Whether the node's own objects are as they should be, and whether the peers' are.
+    fn try_pass(&mut self, mut dirty: Dirty) -> Result<(bool, bool), Error> {
+        let (mut base, mut peers) = (true, true);
         if dirty.links {
             device::read_links(&mut self.netlink, &mut self.observed)?;
             if !self.find_uplink(&mut dirty) {
-                return Ok(false);
+                return Ok((false, false));
             }
-            complete &= self.ensure_device(&mut dirty);
+            base = self.ensure_device(&mut dirty);
         }
         if dirty.routes {
             observe::routes(&mut self.netlink, &mut self.observed)?;
@@ -211,7 +207,7 @@ impl Reconciler {
         if (dirty.leases || dirty.links || dirty.hops || dirty.routes || dirty.neighbours)
             && self.listed
         {
-            complete &= self.repair()?;
+            peers = self.repair()?;
         }
         if dirty.pods {
             self.scan_pods()?;
@@ -219,7 +215,7 @@ impl Reconciler {
         if self.listed {
             self.sync_fast_path(dirty.status);
         }
-        Ok(complete)
+        Ok((base, peers))
     }
 
     /// Follows the uplink by name: it may have been made anew. Whether it is there.
@@ -272,9 +268,7 @@ impl Reconciler {
                     tracing::warn!(%mac, old = %self.mac, "the device's MAC has changed; publishing the new one");
                     self.mac = mac;
                     let attributes = backend::attributes(config, &self.uplink, mac);
-                    if self.publish.try_send(attributes).is_err() {
-                        return false;
-                    }
+                    self.publish.send_replace(attributes);
                 }
                 true
             }
@@ -293,95 +287,6 @@ impl Reconciler {
             self.mac,
         )?;
         self.observed.link(&device.name).map(|link| link.index)
-    }
-
-    fn look_up_hops(&mut self, all: bool) -> Result<(), Error> {
-        if all {
-            self.hops.clear();
-        }
-        if !self.settings.fast_path && !backend::needs_hops(&self.settings.config) {
-            return Ok(());
-        }
-        let peers = self.leases.peers(self.own.subnet, self.uplink.public_ip);
-        let unknown: BTreeSet<Ipv4Addr> = peers
-            .map(|lease| lease.attributes.public_ip)
-            .filter(|node| !self.hops.contains_key(node))
-            .collect();
-        let unknown: Vec<Ipv4Addr> = unknown.into_iter().collect();
-        let hops = observe::hops(&mut self.netlink, &unknown)?;
-        self.hops.extend(unknown.into_iter().zip(hops));
-        Ok(())
-    }
-
-    fn make_plan(&mut self) {
-        let facts = Facts {
-            config: &self.settings.config,
-            subnet: self.own.subnet,
-            uplink: &self.uplink,
-            vtep: self.vtep_index(),
-            hops: &self.hops,
-        };
-        self.plan = backend::plan(
-            &facts,
-            self.leases.peers(self.own.subnet, self.uplink.public_ip),
-        );
-        let mut unreached = self
-            .plan
-            .peers
-            .iter()
-            .filter_map(|peer| Some((peer, peer.problem()?)));
-        let problem = unreached.next().map(|(peer, reason)| {
-            let more = match unreached.count() {
-                0 => String::new(),
-                count => format!(" (and {count} more)"),
-            };
-            let (subnet, node) = (peer.subnet, peer.node);
-            format!("peer {subnet} at {node} is not reached: {reason}{more}")
-        });
-        self.board.problem("peers", problem);
-    }
-
-    fn repair(&mut self) -> Result<bool, Error> {
-        let config = &self.settings.config;
-        let vtep = self.vtep_index();
-        let ownership = Ownership {
-            network: config.network,
-            subnet_len: config.subnet_len,
-            vtep,
-            uplink: self.uplink.index,
-        };
-        let ops = diff::peers(&self.plan.desired, &self.observed, &ownership);
-        let results = apply::peers(&mut self.netlink, &ops, vtep)?;
-        self.failures.clear();
-        let mut changed = 0;
-        for (op, result) in ops.iter().zip(results) {
-            match result {
-                Ok(()) => {
-                    changed += 1;
-                    tracing::debug!("{}", describe(op));
-                    self.observed.record(op);
-                }
-                Err(error) => {
-                    self.failures.insert(describe(op), error.to_string());
-                }
-            }
-        }
-        if changed > 0 {
-            tracing::info!(
-                changed,
-                peers = self.plan.peers.len(),
-                "kernel objects set or removed"
-            );
-        }
-        let problem = self.failures.iter().next().map(|(what, error)| {
-            let more = match self.failures.len() - 1 {
-                0 => String::new(),
-                count => format!(" (and {count} more)"),
-            };
-            format!("{what}: {error}{more}")
-        });
-        self.board.problem("objects", problem);
-        Ok(self.failures.is_empty())
     }
 
     fn scan_pods(&mut self) -> Result<(), Error> {
@@ -430,19 +335,5 @@ impl Reconciler {
             }
             Err(error) => self.board.problem("subnet file", Some(error.to_string())),
         }
-    }
-}
-
-pub(super) fn describe(op: &Op) -> String {
-    match op {
-        Op::SetNeighbour(address, mac) => format!("set neighbour {address} lladdr {mac}"),
-        Op::SetFdb(mac, node) => format!("set fdb {mac} dst {node}"),
-        Op::SetRoute(net, route) => match route.gateway {
-            Some(gateway) => format!("set route {net} via {gateway}"),
-            None => format!("set route {net}"),
-        },
-        Op::RemoveRoute(net, _) => format!("remove route {net}"),
-        Op::RemoveFdb(mac, node) => format!("remove fdb {mac} dst {node}"),
-        Op::RemoveNeighbour(address) => format!("remove neighbour {address}"),
     }
 }

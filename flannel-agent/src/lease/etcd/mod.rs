@@ -13,7 +13,10 @@ use std::{
 };
 
 use etcd_client::{EventType, KeyValue, WatchResponse, WatchStream};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use acquire::{Claim, LEASE_TTL, Outcome, Own};
 use store::{Error, Store};
@@ -141,7 +144,7 @@ impl SubnetManager for Etcd {
     async fn run(
         mut self,
         events: mpsc::Sender<Event>,
-        mut publish: mpsc::Receiver<Attributes>,
+        mut publish: watch::Receiver<Attributes>,
         board: Board,
     ) {
         let Some((request, own)) = self.held.take() else {
@@ -186,7 +189,7 @@ impl Keeper {
     /// One listing and the watch that continues it, until the watch ends or the receiver is gone.
     async fn follow(
         &mut self,
-        publish: &mut mpsc::Receiver<Attributes>,
+        publish: &mut watch::Receiver<Attributes>,
         backoff: &mut Backoff,
     ) -> Result<(), Error> {
         let revision = self.snapshot().await?;
@@ -212,9 +215,12 @@ impl Keeper {
                     }
                 },
                 () = until(self.renewal) => self.renew().await?,
-                attributes = publish.recv() => match attributes {
-                    Some(attributes) => self.publish(attributes).await?,
-                    None => self.events.closed().await,
+                changed = publish.changed() => match changed {
+                    Ok(()) => {
+                        let attributes = publish.borrow_and_update().clone();
+                        self.publish(attributes).await?;
+                    }
+                    Err(_) => self.events.closed().await,
                 },
                 () = self.events.closed() => return Ok(()),
             }

@@ -58,9 +58,11 @@ fn brief(error: &etcd_client::Error) -> String {
                 root = Some(error);
                 source = error.source();
             }
-            match root {
-                Some(root) => format!("{}: {root}", status.message()),
-                None => status.message().to_owned(),
+            match root.map(ToString::to_string) {
+                Some(root) if !status.message().contains(&root) => {
+                    format!("{}: {root}", status.message())
+                }
+                _ => status.message().to_owned(),
             }
         }
         other => other.to_string(),
@@ -147,7 +149,11 @@ impl Store {
         if let Some((user, password)) = &self.options.user {
             options = options.with_user(user, password);
         }
-        if let Some(files) = &self.options.tls {
+        // As Go's client: an endpoint with the scheme http is asked without TLS, whatever files are given.
+        let plain = |endpoint: &String| endpoint.starts_with("http://");
+        if let Some(files) = &self.options.tls
+            && !self.options.endpoints.iter().all(plain)
+        {
             options = options.with_tls(files.load()?);
         }
         let endpoints = self.options.endpoints.clone();
