@@ -1,14 +1,16 @@
 //! What the reconciler knows, for the fast path (a [`Topology`]) and for the status.
 
+use ipnet::Ipv4Net;
+
 use super::{Reconciler, rules};
 use crate::{
     backend::{self, Peer},
-    fastpath::{Device, PeerRoute, Topology, Vtep},
+    fastpath::{Device, Topology, Vtep},
     kernel::{
         diff,
         objects::{Entry, Link, LinkKind, Observed},
     },
-    status::{Object, OwnLease},
+    status::{self, Object, OwnLease},
     subnet_file,
 };
 
@@ -45,12 +47,6 @@ impl Reconciler {
             Some(index) => Some(vtep(self.observed.links.get(&index)?)?),
             None => None,
         };
-        // The fast path goes no way that the kernel does not go.
-        let routes = &self.observed.routes;
-        let in_place = |peer: &&PeerRoute| {
-            let desired = self.plan.desired.routes.get(&peer.subnet);
-            desired.is_some() && routes.get(&peer.subnet) == desired
-        };
         Some(Topology {
             uplink: device(uplink)?,
             node_ip: self.uplink.address,
@@ -65,7 +61,8 @@ impl Reconciler {
                 .plan
                 .routes
                 .iter()
-                .filter(in_place)
+                // The fast path goes no way that the kernel does not go.
+                .filter(|peer| self.in_place(peer.subnet))
                 .filter(|_| uplink.ethernet)
                 .cloned()
                 .collect(),
@@ -90,7 +87,12 @@ impl Reconciler {
         let fast_path = self.fast_path.status();
         self.board.update(|status| {
             status.lease = Some(lease);
-            status.peers = self.plan.peers.iter().map(Peer::status).collect();
+            status.peers = self
+                .plan
+                .peers
+                .iter()
+                .map(|peer| self.peer_status(peer))
+                .collect();
             status.skipped_leases = self
                 .leases
                 .skipped()
@@ -99,6 +101,21 @@ impl Reconciler {
             status.objects = objects;
             status.fast_path = fast_path;
         });
+    }
+
+    /// Whether the kernel has the route to a peer's subnet.
+    fn in_place(&self, subnet: Ipv4Net) -> bool {
+        let desired = self.plan.desired.routes.get(&subnet);
+        desired.is_some() && self.observed.routes.get(&subnet) == desired
+    }
+
+    fn peer_status(&self, peer: &Peer) -> status::Peer {
+        let mut shown = peer.status();
+        if shown.problem.is_none() && !self.in_place(peer.subnet) {
+            shown.via = "none".into();
+            shown.problem = Some("its route is not in place: see the objects".into());
+        }
+        shown
     }
 
     fn device_objects(&self) -> Vec<Object> {
