@@ -1,3 +1,38 @@
-//! A drop-in for flanneld.
+//! A drop-in for flanneld: the same keys in etcd, the same kernel state, the same files, and a BPF fast path in front.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//!   etcd ──► lease ──────► backend ────► desired state ─┐
+//!            (own, peers)  (pure plan)                  ├─► diff ──► kernel objects   (kernel::apply)
+//!   netlink ► kernel::observe ─────────► actual state ──┘      └──► BPF maps, hooks  (fastpath)
+//!              ▲
+//!              └── kernel::events: only says where to look again
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cmd`] | the command line: `run`, `status`, `cleanup` |
+//! | [`netconf`] | the network config: defaults and rules |
+//! | [`lease`] | leases, and the subnet manager that keeps them in etcd |
+//! | [`iface`] | the choice of the interface between nodes |
+//! | [`backend`] | vxlan and host-gw: leases into desired objects, without side effects |
+//! | [`kernel`] | reads and writes kernel objects; nothing else does |
+//! | [`reconcile`] | the loop: what is out of date, compare, repair |
+//! | [`fastpath`] | BPF; nothing else touches it |
+//! | [`subnet_file`] | `subnet.env` |
+//! | [`status`], [`board`], [`status_socket`], [`health`] | what an operator can see |
+
+pub mod backend;
+pub mod board;
+pub mod cmd;
 pub mod fastpath;
+pub mod health;
+pub mod iface;
+pub mod kernel;
+pub mod lease;
+pub mod netconf;
+pub mod reconcile;
 pub mod status;
+pub mod status_socket;
+pub mod subnet_file;

@@ -1,0 +1,299 @@
+//! Options of all commands. Those of `run` are flanneld's, with its names and defaults, and a few more.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::LazyLock,
+};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use regex::Regex;
+
+use crate::fastpath;
+
+/// Where the agent answers `status`.
+const STATUS_SOCKET: &str = "/run/flannel/agent.sock";
+/// Where upstream writes the subnet file.
+const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+/// Where BPF objects are pinned.
+const PIN_DIR: &str = "/sys/fs/bpf/flannel";
+
+const OPTION_NOTES: &str = "Every option of `run` can also be given as a variable: FLANNELD_ and its name in upper case, with _ for -. \
+The command line wins. One dash is as good as two.";
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let object = if fastpath::embedded() {
+        "embedded"
+    } else {
+        "not embedded: kernel path only"
+    };
+    format!("{} (BPF object {object})", env!("CARGO_PKG_VERSION"))
+});
+
+/// The agent's version, and whether it carries the BPF programs.
+pub fn version() -> &'static str {
+    &VERSION
+}
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "flannel-agent", about, version = version(), after_help = OPTION_NOTES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon; called as `flanneld`, or with an option first, this is what is meant.
+    Run(Box<RunOptions>),
+    /// Show what the agent of this node does; exits 0 if it is ready.
+    Status(StatusOptions),
+    /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
+    Cleanup(CleanupOptions),
+}
+
+/// Options of `run`.
+#[derive(Debug, Parser)]
+#[command(name = "run", after_help = OPTION_NOTES, args_override_self = true)]
+pub struct RunOptions {
+    /// etcd endpoints, separated by commas
+    #[arg(long, value_delimiter = ',', action = ArgAction::Set,
+          default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379", value_name = "URLS")]
+    pub etcd_endpoints: Vec<String>,
+    /// Prefix of all keys in etcd
+    #[arg(long, default_value = "/coreos.com/network", value_name = "PREFIX")]
+    pub etcd_prefix: String,
+    /// Private key for etcd over TLS; used only together with a certificate
+    #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
+    pub etcd_keyfile: PathBuf,
+    /// Certificate for etcd over TLS; used only together with a key
+    #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
+    pub etcd_certfile: PathBuf,
+    /// Certificate authority of etcd
+    #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
+    pub etcd_cafile: PathBuf,
+    /// User name for etcd
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
+    pub etcd_username: String,
+    /// Password for etcd
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PASSWORD"
+    )]
+    pub etcd_password: Secret,
+    /// Interface between nodes, by name or address; may be repeated, the first match wins
+    #[arg(long, value_name = "NAME|ADDRESS")]
+    pub iface: Vec<String>,
+    /// Interface by regular expression, tried on addresses and then on names, after --iface; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    pub iface_regex: Vec<Regex>,
+    /// Interface by which this address is reached, tried after --iface-regex
+    #[arg(long, value_parser = optional::<Ipv4Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    pub iface_can_reach: Optional<Ipv4Addr>,
+    /// Address to publish instead of the interface's; without any --iface option it chooses the interface too
+    #[arg(long, value_parser = optional::<Ipv4Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    pub public_ip: Optional<Ipv4Addr>,
+    /// IPv6 address to publish; without effect until IPv6 is supported
+    #[arg(long, value_parser = optional::<Ipv6Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    pub public_ipv6: Optional<Ipv6Addr>,
+    /// File that tells the CNI plugin subnet and MTU
+    #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
+    pub subnet_file: PathBuf,
+    /// How long before its end a lease is renewed, in minutes
+    #[arg(long, default_value = "60", value_parser = clap::value_parser!(u64).range(1..=1439), value_name = "MINUTES")]
+    pub subnet_lease_renew_margin: u64,
+    /// Options that are on or off.
+    #[command(flatten)]
+    pub switches: Switches,
+    /// Address of the health port
+    #[arg(long, default_value = "0.0.0.0", value_name = "ADDRESS")]
+    pub healthz_ip: IpAddr,
+    /// Port for /healthz and /readyz; 0 for none
+    #[arg(long, default_value = "0", value_name = "PORT")]
+    pub healthz_port: u16,
+    /// How often traffic rules are checked, in seconds
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    pub iptables_resync: u64,
+    /// Kubernetes API server; for --kube-subnet-mgr only
+    #[arg(long, default_value = "", hide = true)]
+    pub kube_api_url: String,
+    /// Kubernetes client configuration; for --kube-subnet-mgr only
+    #[arg(long, value_parser = path, default_value = "", hide = true)]
+    pub kubeconfig_file: PathBuf,
+    /// Prefix of node annotations; for --kube-subnet-mgr only
+    #[arg(long, default_value = "flannel.alpha.coreos.com", hide = true)]
+    pub kube_annotation_prefix: String,
+    /// File with the network config; for --kube-subnet-mgr only
+    #[arg(long, default_value = "/etc/kube-flannel/net-conf.json", hide = true)]
+    pub net_config_path: PathBuf,
+    /// Log level as flanneld counts: from 4 on debug, from 6 on trace
+    #[arg(
+        long,
+        default_value = "0",
+        value_name = "LEVEL",
+        allow_negative_numbers = true
+    )]
+    pub v: i32,
+    /// Accepted for compatibility, without effect
+    #[arg(long, default_value = "", hide = true)]
+    pub vmodule: String,
+    /// Accepted for compatibility, without effect
+    #[arg(long = "log_backtrace_at", default_value = "", hide = true)]
+    pub log_backtrace_at: String,
+    /// Which traffic BPF may carry; `subnet` only where pod-to-pod traffic meets no NAT and no network policy
+    #[arg(long, value_enum, default_value = "off")]
+    pub fast_path: FastPathMode,
+    /// Where BPF objects are pinned: a directory on a BPF file system, one per node
+    #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
+    pub pin_dir: PathBuf,
+    /// Socket that answers `status`
+    #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
+    pub status_socket: PathBuf,
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Print the version and exit
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub version: bool,
+}
+
+/// Options that are on or off: bare, or with Go's spellings of true and false after `=`.
+#[derive(Debug, Args)]
+pub struct Switches {
+    /// Masquerade traffic that leaves the flannel network
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    pub ip_masq: bool,
+    /// Masquerade with ports in order instead of random ones
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    pub ip_masq_fully_random_disable: bool,
+    /// Accept forwarded traffic of the flannel network
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = ArgAction::Set)]
+    pub iptables_forward_rules: bool,
+    /// Drop traffic for addresses of this node's subnet that no pod has
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    pub ip_blackhole_route: bool,
+    /// Leases from the Kubernetes API instead of etcd; not there yet
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    pub kube_subnet_mgr: bool,
+    /// Set the node's condition NetworkUnavailable; for --kube-subnet-mgr only
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub set_node_network_unavailable: bool,
+    /// Removed from flanneld; accepted with a warning
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub use_multi_cluster_cidr: Option<bool>,
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct StatusOptions {
+    /// Print the whole status as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Socket of the agent
+    #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
+    pub status_socket: PathBuf,
+}
+
+/// Options of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupOptions {
+    /// Only print what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The subnet file, which names the network whose routes are removed
+    #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
+    pub subnet_file: PathBuf,
+    /// Where BPF objects are pinned
+    #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
+    pub pin_dir: PathBuf,
+    /// Socket of the agent, which must not be running
+    #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
+    pub status_socket: PathBuf,
+}
+
+/// `--fast-path`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FastPathMode {
+    /// The kernel carries everything: stock flannel.
+    Off,
+    /// BPF carries what the topology allows.
+    Subnet,
+}
+
+impl From<FastPathMode> for fastpath::Mode {
+    fn from(mode: FastPathMode) -> Self {
+        match mode {
+            FastPathMode::Off => Self::Off,
+            FastPathMode::Subnet => Self::Subnet,
+        }
+    }
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+/// An option that, as flanneld's, is absent when empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Optional<T>(pub Option<T>);
+
+fn optional<T: std::str::FromStr>(text: &str) -> Result<Optional<T>, String>
+where
+    T::Err: std::fmt::Display,
+{
+    if text.is_empty() {
+        return Ok(Optional(None));
+    }
+    text.parse()
+        .map(|value| Optional(Some(value)))
+        .map_err(|error: T::Err| error.to_string())
+}
+
+/// A path; clap's own parser refuses the empty one, which means absent.
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// What Go's `strconv.ParseBool` accepts.
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("must be true or false".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

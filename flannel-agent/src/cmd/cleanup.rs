@@ -1,0 +1,169 @@
+//! `flannel-agent cleanup`: removes all that agent or flanneld have left on this node.
+//!
+//! Works without etcd: devices and rules are known by their names, and the network whose routes are removed is in the
+//! subnet file. What belongs to somebody else is never touched.
+
+use std::{fs, io, os::unix::net::UnixStream, path::Path};
+
+use anyhow::{Context as _, bail};
+
+use super::args::CleanupOptions;
+use crate::{
+    fastpath,
+    kernel::{
+        apply,
+        diff::{LinkOp, Op, Ownership},
+        netlink::Netlink,
+        objects::{LinkKind, Observed},
+        observe, rules,
+    },
+    reconcile::device,
+    subnet_file::{self, Previous},
+};
+
+/// Removes everything, or with `--dry-run` prints what it would remove.
+///
+/// # Errors
+/// When an agent is running, or something cannot be removed.
+pub fn run(options: &CleanupOptions) -> anyhow::Result<()> {
+    if UnixStream::connect(&options.status_socket).is_ok() {
+        bail!(
+            "an agent is running with the socket {}: stop it first, or it makes everything anew",
+            options.status_socket.display()
+        );
+    }
+    let verb = if options.dry_run {
+        "would remove"
+    } else {
+        "removed"
+    };
+    let mut count = 0;
+    let mut say = |what: &str| {
+        count += 1;
+        println!("{verb} {what}");
+    };
+    let mut netlink = Netlink::open()?;
+    // Programs first: packets go by the kernel before its objects go.
+    for pin in remove_pins(options)? {
+        say(&pin);
+    }
+    let previous = subnet_file::previous(&options.subnet_file);
+    for what in remove_routes(&mut netlink, previous, options.dry_run)? {
+        say(&what);
+    }
+    for what in remove_devices(&mut netlink, options.dry_run)? {
+        say(&what);
+    }
+    for what in rules::remove_iptables(options.dry_run)
+        .into_iter()
+        .chain(rules::remove_nftables(options.dry_run))
+    {
+        say(&what);
+    }
+    for path in [&options.subnet_file, &options.status_socket] {
+        if remove_file(path, options.dry_run)? {
+            say(&format!("file {}", path.display()));
+        }
+    }
+    if count == 0 {
+        println!("nothing to remove");
+    }
+    Ok(())
+}
+
+fn remove_pins(options: &CleanupOptions) -> anyhow::Result<Vec<String>> {
+    let directory = &options.pin_dir;
+    if options.dry_run {
+        return Ok(directory
+            .exists()
+            .then(|| format!("BPF objects below {}", directory.display()))
+            .into_iter()
+            .collect());
+    }
+    fastpath::remove(directory).with_context(|| format!("--pin-dir = {}", directory.display()))
+}
+
+/// Routes of host-gw and `DirectRouting`; those of a VXLAN device go with it.
+fn remove_routes(
+    netlink: &mut Netlink,
+    previous: Previous,
+    dry_run: bool,
+) -> anyhow::Result<Vec<String>> {
+    let (Some(network), Some(subnet)) = (previous.network, previous.subnet) else {
+        return Ok(Vec::new());
+    };
+    let mut observed = Observed::default();
+    observe::routes(netlink, &mut observed)?;
+    let ops: Vec<Op> = observed
+        .routes
+        .iter()
+        .filter(|(destination, route)| {
+            let subnet_len = subnet.prefix_len();
+            Ownership {
+                network,
+                subnet_len,
+                vtep: None,
+                uplink: route.device,
+            }
+            .covers(destination, route)
+        })
+        .map(|(destination, route)| Op::RemoveRoute(*destination, *route))
+        .collect();
+    let names = ops.iter().map(|op| match op {
+        Op::RemoveRoute(destination, route) => {
+            format!(
+                "route {destination}{}",
+                route
+                    .gateway
+                    .map(|g| format!(" via {g}"))
+                    .unwrap_or_default()
+            )
+        }
+        other => format!("{other:?}"),
+    });
+    let names: Vec<String> = names.collect();
+    if !dry_run {
+        for (result, name) in apply::peers(netlink, &ops, None)?.into_iter().zip(&names) {
+            result.with_context(|| name.clone())?;
+        }
+    }
+    Ok(names)
+}
+
+fn remove_devices(netlink: &mut Netlink, dry_run: bool) -> anyhow::Result<Vec<String>> {
+    let mut observed = Observed::default();
+    device::read_links(netlink, &mut observed)?;
+    let mut removed = Vec::new();
+    for link in observed.links.values() {
+        let number = link
+            .name
+            .strip_prefix("flannel.")
+            .and_then(|vni| vni.parse::<u32>().ok());
+        let LinkKind::Vxlan(vxlan) = &link.kind else {
+            continue;
+        };
+        if number != Some(vxlan.vni) {
+            continue;
+        }
+        if !dry_run {
+            let op = LinkOp::Delete(link.index, link.name.clone(), "cleanup".into());
+            apply::link(netlink, &op).with_context(|| format!("device {}", link.name))?;
+        }
+        removed.push(format!(
+            "device {}, with its routes, neighbours and FDB entries",
+            link.name
+        ));
+    }
+    Ok(removed)
+}
+
+fn remove_file(path: &Path, dry_run: bool) -> anyhow::Result<bool> {
+    if dry_run {
+        return Ok(fs::symlink_metadata(path).is_ok());
+    }
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}

@@ -1,0 +1,47 @@
+//! The command line: which command, which exit code.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done; `run`: ended by SIGTERM or SIGINT; `status`: the agent is ready |
+//! | 1 | failed: one line on standard error says what, why and what to do; `status`: not ready, or no agent |
+//! | 2 | the command line is wrong |
+
+pub mod args;
+pub mod cleanup;
+pub mod go_flags;
+pub mod run;
+pub mod status;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use args::{Cli, Command};
+
+/// Runs the command that `argv` names; never returns before it is done.
+pub fn main(argv: Vec<OsString>) -> ExitCode {
+    let invocation = go_flags::prepare(argv, &std::env::vars_os().collect());
+    let cli = Cli::command()
+        .try_get_matches_from(invocation.argv)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let command = match cli {
+        Ok(cli) => cli.command,
+        Err(error) => error.exit(),
+    };
+    let result = match command {
+        Command::Run(options) if options.version => {
+            println!("flannel-agent {}", args::version());
+            return ExitCode::SUCCESS;
+        }
+        Command::Run(options) => run::run(*options, &invocation.warnings),
+        Command::Status(options) => return status::run(&options),
+        Command::Cleanup(options) => cleanup::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! `flannel-agent run`: the daemon, from options to the reconcile loop.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use super::args::{self, LogFormat, RunOptions};
+use crate::{
+    backend,
+    board::Board,
+    fastpath::{self, FastPath},
+    health,
+    iface::{self, Uplink},
+    kernel::{apply, events::Events, netlink::Netlink, objects::Observed, rules::Rules},
+    lease::{
+        Request, SubnetManager,
+        etcd::{Etcd, Options as EtcdOptions, TlsFiles},
+    },
+    netconf::NetworkConfig,
+    reconcile::{self, Inputs, Reconciler, Refresh, Settings, device, rules::Keeper},
+    status::{self, Status},
+    status_socket::StatusSocket,
+    subnet_file,
+};
+
+/// Lease events that may wait for the loop.
+const LEASE_EVENTS: usize = 1024;
+/// Pause before the interface is looked for again.
+const WAIT: Duration = Duration::from_secs(1);
+/// `-v` from here on means debug.
+const DEBUG_LEVEL: i32 = 4;
+/// `-v` from here on means trace.
+const TRACE_LEVEL: i32 = 6;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When an option cannot be honoured, or the node lacks what the agent needs.
+pub fn run(options: RunOptions, warnings: &[String]) -> anyhow::Result<()> {
+    start_logging(&options);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    check(&options)?;
+    // One thread: nothing here computes for long, and each further one would cost memory on every node.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("tokio runtime")?;
+    let result = runtime.block_on(supervise(options));
+    // A rule tool that hangs must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+fn start_logging(options: &RunOptions) {
+    use tracing_subscriber::EnvFilter;
+
+    let level = match options.v {
+        ..DEBUG_LEVEL => "info",
+        DEBUG_LEVEL..TRACE_LEVEL => "debug",
+        TRACE_LEVEL.. => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,flannel_agent={level}")));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr);
+    let started = match options.log_format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if let Err(error) = started {
+        eprintln!("error: logging: {error}");
+    }
+}
+
+/// Options that this agent cannot honour are refused by name; those without effect are said so.
+fn check(options: &RunOptions) -> anyhow::Result<()> {
+    let switches = &options.switches;
+    if switches.kube_subnet_mgr {
+        bail!(
+            "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
+        );
+    }
+    if switches.ip_blackhole_route {
+        tracing::warn!(
+            "--ip-blackhole-route has no effect: blackhole routes are not supported yet"
+        );
+    }
+    if switches.use_multi_cluster_cidr.is_some() {
+        tracing::warn!("--use-multi-cluster-cidr was removed from flanneld and has no effect");
+    }
+    if options.public_ipv6.0.is_some() {
+        tracing::warn!("--public-ipv6 has no effect: IPv6 is not supported yet");
+    }
+    let endpoints: Vec<&String> = options
+        .etcd_endpoints
+        .iter()
+        .filter(|url| !url.is_empty())
+        .collect();
+    if endpoints.is_empty() {
+        bail!("--etcd-endpoints is empty: give at least one URL such as http://127.0.0.1:2379");
+    }
+    if let Some(url) = endpoints.iter().find(|url| !is_endpoint(url)) {
+        bail!("--etcd-endpoints: {url:?} is no URL such as http://127.0.0.1:2379");
+    }
+    Ok(())
+}
+
+/// Whether `url` is an address with an optional scheme, as etcd's endpoints are.
+fn is_endpoint(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"))
+        .unwrap_or(url);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]%/".contains(&byte);
+    rest.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
+        && rest.bytes().all(allowed)
+        && !rest.contains("//")
+}
+
+async fn supervise(options: RunOptions) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM handler")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT handler")?;
+    let board = Board::new(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        bpf_object: fastpath::embedded(),
+        pid: std::process::id(),
+        fast_path: status::FastPath {
+            mode: format!("{:?}", options.fast_path).to_lowercase(),
+            ..status::FastPath::default()
+        },
+        ..Status::default()
+    });
+    let (refresh, refresh_requests) = mpsc::channel(1);
+    let socket = StatusSocket::bind(&options.status_socket)?;
+    let health = match options.healthz_port {
+        0 => None,
+        port => Some(
+            health::bind(options.healthz_ip, port)
+                .await
+                .with_context(|| {
+                    format!(
+                        "--healthz-ip = {}, --healthz-port = {port}",
+                        options.healthz_ip
+                    )
+                })?,
+        ),
+    };
+    if let Some(listener) = health {
+        tokio::spawn(health::serve(listener, board.clone()));
+    }
+    tracing::info!(
+        version = args::version(),
+        pid = std::process::id(),
+        "starting"
+    );
+    tokio::select! {
+        result = agent(options, board.clone(), refresh_requests) => result,
+        () = socket.serve(board, refresh) => Ok(()),
+        _ = terminate.recv() => { tracing::info!("SIGTERM: leaving everything in place"); Ok(()) }
+        _ = interrupt.recv() => { tracing::info!("SIGINT: leaving everything in place"); Ok(()) }
+    }
+}
+
+async fn agent(
+    options: RunOptions,
+    board: Board,
+    mut refresh: mpsc::Receiver<Refresh>,
+) -> anyhow::Result<()> {
+    let mut manager = subnet_manager(&options);
+    let config = while_answering(&mut refresh, manager.network_config(&board)).await;
+    tracing::info!(config = %serde_json::to_string(&config)?, "network config");
+    board.update(|status| status.config = serde_json::to_value(&config).ok());
+    warn_about_host(&config, &options, &board);
+
+    let mut netlink = Netlink::open()?;
+    let events = Events::open().context("netlink events")?;
+    let interface =
+        while_answering(&mut refresh, find_interface(&mut netlink, &options, &board)).await?;
+    if let Some(objection) = backend::objection(&config, &interface) {
+        bail!(objection);
+    }
+    tracing::info!(name = interface.name, address = %interface.address, public = %interface.public_ip, "interface between nodes");
+    board.update(|status| {
+        status.interface = Some(interface.name.clone());
+        status.public_ip = Some(interface.public_ip.to_string());
+    });
+
+    let mac = make_device(&mut netlink, &config, &interface)?;
+    let attributes = backend::attributes(&config, &interface, mac);
+    let request = Request {
+        config: config.clone(),
+        attributes: attributes.clone(),
+        previous: subnet_file::previous(&options.subnet_file).subnet,
+    };
+    let own = while_answering(&mut refresh, manager.acquire(request, &board)).await;
+
+    let switches = &options.switches;
+    let rules = Rules {
+        network: config.network,
+        subnet: own.subnet,
+        masquerade: switches.ip_masq,
+        random_fully: !switches.ip_masq_fully_random_disable,
+        forward: switches.iptables_forward_rules,
+        nftables: config.enable_nftables,
+    };
+    let rules = Keeper::start(
+        rules,
+        Duration::from_secs(options.iptables_resync),
+        board.clone(),
+    );
+    let settings = Settings {
+        config,
+        subnet_file: options.subnet_file.clone(),
+        ip_masq: switches.ip_masq,
+        fast_path: fastpath::Mode::from(options.fast_path) != fastpath::Mode::Off,
+        hears_pods: events.hears_pods(),
+    };
+    let fast_path = FastPath::start(fastpath::Options {
+        mode: options.fast_path.into(),
+        pin_dir: options.pin_dir.clone(),
+    });
+    let (publish, to_publish) = watch::channel(attributes);
+    let (lease_events, leases) = mpsc::channel(LEASE_EVENTS);
+    tokio::spawn(manager.run(lease_events, to_publish, board.clone()));
+    let reconciler = Reconciler::new(
+        settings, board, netlink, interface, own, mac, publish, fast_path,
+    );
+    reconcile::run(
+        reconciler,
+        Inputs {
+            leases,
+            events,
+            rules,
+            refresh,
+        },
+    )
+    .await
+    .context("netlink events")
+}
+
+/// Answers status requests, from what is on the board, while start-up waits for something.
+async fn while_answering<T>(
+    refresh: &mut mpsc::Receiver<Refresh>,
+    phase: impl Future<Output = T>,
+) -> T {
+    let mut phase = std::pin::pin!(phase);
+    loop {
+        tokio::select! {
+            result = &mut phase => return result,
+            Some(answer) = refresh.recv() => { let _ = answer.send(()); }
+        }
+    }
+}
+
+fn subnet_manager(options: &RunOptions) -> Etcd {
+    let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    let tls = given(&options.etcd_certfile)
+        .zip(given(&options.etcd_keyfile))
+        .map(|(certificate, key)| TlsFiles {
+            certificate,
+            key,
+            authority: given(&options.etcd_cafile),
+        });
+    let user = (!options.etcd_username.is_empty()).then(|| {
+        (
+            options.etcd_username.clone(),
+            options.etcd_password.0.clone(),
+        )
+    });
+    let etcd = EtcdOptions {
+        endpoints: options
+            .etcd_endpoints
+            .iter()
+            .filter(|url| !url.is_empty())
+            .cloned()
+            .collect(),
+        prefix: options.etcd_prefix.trim_end_matches('/').to_owned(),
+        tls,
+        user,
+    };
+    Etcd::new(
+        etcd,
+        Duration::from_secs(options.subnet_lease_renew_margin * 60),
+    )
+}
+
+/// What the host must provide and the agent does not change, as upstream does not.
+fn warn_about_host(config: &NetworkConfig, options: &RunOptions, board: &Board) {
+    if apply::read_sysctl("net/ipv4/ip_forward").is_ok_and(|value| value == "0") {
+        board.problem(
+            "ip_forward",
+            Some("net.ipv4.ip_forward = 0: this node forwards no pod traffic; set it to 1".into()),
+        );
+    }
+    let rules = options.switches.ip_masq || options.switches.iptables_forward_rules;
+    if rules
+        && !config.enable_nftables
+        && apply::read_sysctl("net/bridge/bridge-nf-call-iptables").is_err()
+    {
+        board.problem(
+            "br_netfilter",
+            Some("the module br_netfilter is not loaded: services do not work between pods of one node; modprobe br_netfilter".into()),
+        );
+    }
+    // When the fast path was asked for, its own status says this.
+    if options.fast_path == args::FastPathMode::Off && !fastpath::embedded() {
+        tracing::warn!(
+            "this binary carries no BPF object, only the kernel path: build it with `cargo xtask build`"
+        );
+    }
+}
+
+/// Chooses the interface; an interface that is named but not there yet is waited for, a wrong option is not.
+async fn find_interface(
+    netlink: &mut Netlink,
+    options: &RunOptions,
+    board: &Board,
+) -> Result<Uplink, iface::Error> {
+    let wanted = iface::Options {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach.0,
+        public_ip: options.public_ip.0,
+    };
+    let chosen = iface::candidates(netlink, &wanted)?.choose(&wanted);
+    if let Err(error @ (iface::Error::NoDefaultRoute | iface::Error::NoAddress(_))) = &chosen {
+        // At boot the agent may be faster than the network's configuration: look once more, then give up as upstream.
+        board.problem("uplink", Some(error.to_string()));
+        tokio::time::sleep(WAIT).await;
+        let chosen = iface::candidates(netlink, &wanted)?.choose(&wanted)?;
+        board.problem("uplink", None);
+        return Ok(chosen);
+    }
+    chosen
+}
+
+/// Makes the VXLAN device, if the backend has one, before there is a lease: the lease publishes its MAC.
+fn make_device(
+    netlink: &mut Netlink,
+    config: &NetworkConfig,
+    interface: &Uplink,
+) -> anyhow::Result<flannel_common::addr::Mac> {
+    let mac = device::random_mac();
+    let Some(desired) = backend::device(config, interface, None, mac) else {
+        return Ok(mac);
+    };
+    let mut observed = Observed::default();
+    device::read_links(netlink, &mut observed)?;
+    let ensured = device::ensure(netlink, &desired, config.network, &mut observed)?;
+    ensured
+        .link
+        .mac
+        .with_context(|| format!("device {} has no MAC", desired.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_told_from_other_text() {
+        for url in [
+            "http://127.0.0.1:2379",
+            "https://etcd-0.example:2379/",
+            "[fd00::1]:2379",
+            "etcd:2379",
+        ] {
+            assert!(is_endpoint(url), "{url}");
+        }
+        for text in [
+            "ht!tp://x",
+            "ftp://etcd",
+            "http://",
+            "etcd 2379",
+            "unix:///run/etcd",
+        ] {
+            assert!(!is_endpoint(text), "{text}");
+        }
+    }
+}

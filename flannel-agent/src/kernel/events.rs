@@ -1,0 +1,186 @@
+//! Notifications of changes: one netlink socket in the groups for links, addresses, routes and neighbours.
+//!
+//! An event only says where to look again; nothing is taken from it as fact. The socket also hears the namespaces that
+//! have an id in this one, which are those of the pods: their addresses appear inside, after the veth outside.
+
+use std::{io, mem::MaybeUninit, os::fd::AsRawFd as _};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::io::unix::AsyncFd;
+
+use super::{
+    decode::{self, Neighbour},
+    netlink::{self, Payload},
+    objects::Route,
+};
+use ipnet::Ipv4Net;
+
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE` (include/uapi/linux/rtnetlink.h).
+const GROUPS: [u32; 4] = [1, 3, 5, 7];
+/// A burst of events while the agent is busy, such as 5 000 new routes, must fit.
+const RECEIVE_BUFFER_BYTES: i32 = 4 << 20;
+/// Largest datagram: events are single messages, of a few KiB at most.
+const DATAGRAM: usize = 32 * 1024;
+
+/// A change in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A link or an address of this namespace: the interface's index.
+    Link(u32),
+    /// A route of the main table: destination, route, whether it is gone.
+    Route(Ipv4Net, Route, bool),
+    /// A route of another form.
+    OtherRoute,
+    /// A neighbour or FDB entry: index of its interface, the entry, whether it is gone.
+    Neighbour(u32, Neighbour, bool),
+    /// A link or an address inside another namespace, whose id this is.
+    Pod(i32),
+    /// Events were lost: anything may have changed.
+    Lost,
+}
+
+/// The socket.
+pub struct Events {
+    socket: AsyncFd<Socket>,
+    hears_pods: bool,
+}
+
+impl Events {
+    /// Subscribes in the network namespace of the calling thread. Must be called inside the tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket or a group.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        socket.set_non_blocking(true)?;
+        // More than net.core.rmem_max needs CAP_NET_ADMIN, which the agent has; without, lost events are noticed.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(
+            &socket,
+            RECEIVE_BUFFER_BYTES.unsigned_abs() as usize,
+        );
+        // Needs CAP_NET_BROADCAST; without it the timer finds pods' addresses.
+        let hears_pods = socket.set_listen_all_namespaces(true).is_ok();
+        for group in GROUPS {
+            socket.add_membership(group)?;
+        }
+        // SAFETY: `Socket` owns its descriptor, always returns the same one, and closes it only when it is dropped,
+        // which `AsyncFd` does after it has deregistered it.
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        Ok(Self { socket, hears_pods })
+    }
+
+    /// Whether changes inside pods' namespaces are heard.
+    pub fn hears_pods(&self) -> bool {
+        self.hears_pods
+    }
+
+    /// Waits for events and returns all that are there. Safe to drop while it waits.
+    ///
+    /// # Errors
+    /// When the socket fails for good.
+    pub async fn next(&mut self) -> io::Result<Vec<Event>> {
+        loop {
+            let mut guard = self.socket.readable().await?;
+            match guard.try_io(|socket| drain(socket.get_ref())) {
+                Ok(events) => return events,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// Reads until the socket is empty; `WouldBlock` if it was from the start.
+fn drain(socket: &Socket) -> io::Result<Vec<Event>> {
+    let mut events = Vec::new();
+    let mut buffer = vec![0; DATAGRAM];
+    let mut read_any = false;
+    loop {
+        match receive(socket, &mut buffer) {
+            Ok((read, namespace)) => {
+                read_any = true;
+                for (_, payload) in netlink::messages(&buffer[..read]) {
+                    if let Ok(Payload::Answer(Some(message))) = payload {
+                        events.extend(event(&message, namespace));
+                    }
+                }
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                read_any = true;
+                events.push(Event::Lost);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && read_any => {
+                return Ok(events);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn event(message: &RouteNetlinkMessage, namespace: Option<i32>) -> Option<Event> {
+    use RouteNetlinkMessage as M;
+    if let Some(namespace) = namespace {
+        return matches!(
+            message,
+            M::NewLink(_) | M::DelLink(_) | M::NewAddress(_) | M::DelAddress(_)
+        )
+        .then_some(Event::Pod(namespace));
+    }
+    match message {
+        M::NewLink(link) | M::DelLink(link) => Some(Event::Link(link.header.index)),
+        M::NewAddress(address) | M::DelAddress(address) => Some(Event::Link(address.header.index)),
+        M::NewRoute(route) | M::DelRoute(route) => Some(match decode::route(route) {
+            Some((net, value)) => Event::Route(net, value, matches!(message, M::DelRoute(_))),
+            None => Event::OtherRoute,
+        }),
+        M::NewNeighbour(entry) | M::DelNeighbour(entry) => {
+            let (index, neighbour) = decode::neighbour(entry)?;
+            Some(Event::Neighbour(
+                index,
+                neighbour,
+                matches!(message, M::DelNeighbour(_)),
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// One datagram: its length, and the id of the namespace that it comes from if it is another, which only a control
+/// message tells.
+fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>)> {
+    /// Room for the control messages that may come, in units of alignment: `NETLINK_LISTEN_ALL_NSID` needs 20 bytes.
+    const CONTROL_WORDS: usize = 16;
+    let mut control = [MaybeUninit::<u64>::uninit(); CONTROL_WORDS];
+    let mut vector = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: all-zero bytes are a valid `msghdr`: null pointers with zero lengths.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: `header` points to one vector over `buffer` and to `control`, both alive and writable during the call,
+    // with their true lengths.
+    let read = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    let mut namespace = None;
+    // SAFETY: `header` is as the kernel left it: `msg_controllen` bytes of `control` are initialised with well-formed
+    // control messages, which is what the CMSG functions walk; `control` is aligned for `cmsghdr`. The data of a
+    // NETLINK_LISTEN_ALL_NSID message is an int (net/netlink/af_netlink.c, `netlink_cmsg_listen_all_nsid`).
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while let Some(control) = message.as_ref() {
+            if control.cmsg_level == libc::SOL_NETLINK
+                && control.cmsg_type == libc::NETLINK_LISTEN_ALL_NSID
+            {
+                namespace = Some(libc::CMSG_DATA(message).cast::<i32>().read_unaligned());
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+    }
+    Ok((read, namespace))
+}

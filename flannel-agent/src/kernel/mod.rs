@@ -1,0 +1,14 @@
+//! The kernel's side: reading its state, comparing, changing it, and hearing of changes by others.
+//!
+//! The only code that writes kernel objects. Everything goes over rtnetlink, `/proc/sys/net`, and one transaction of
+//! `iptables-restore` or `nft` for rules; nothing calls `ip`.
+
+pub mod apply;
+pub mod decode;
+pub mod diff;
+pub mod events;
+pub mod netlink;
+pub mod objects;
+pub mod observe;
+pub mod pods;
+pub mod rules;

@@ -1,0 +1,155 @@
+//! Kernel objects as plain values: what is there (`Observed`) and what should be there (`Desired`).
+//!
+//! Nothing here talks to the kernel. An `Observed` holds only what concerns the agent; everything else on the node is
+//! somebody else's and is not even read.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use flannel_common::addr::Mac;
+use ipnet::Ipv4Net;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Link-layer address; absent for devices without an Ethernet address.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it is a loopback device.
+    pub loopback: bool,
+    /// Whether its link layer is Ethernet.
+    pub ethernet: bool,
+    /// The bridge or other device that it is a port of.
+    pub master: Option<u32>,
+    /// `IFLA_LINK`: a veth's peer, a VXLAN's parent; with the id of the namespace it lives in, if another.
+    pub peer: Option<(u32, Option<i32>)>,
+    /// What kind of device it is.
+    pub kind: LinkKind,
+}
+
+/// The kinds of devices that the agent tells apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A VXLAN device and its attributes.
+    Vxlan(VxlanAttributes),
+    /// One end of a virtual Ethernet pair.
+    Veth,
+    /// Anything else.
+    Other,
+}
+
+/// Attributes of a VXLAN device as the kernel reports them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VxlanAttributes {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Index of the underlay interface.
+    pub parent: Option<u32>,
+    /// Outer source address.
+    pub local: Option<Ipv4Addr>,
+    /// Default destination, which flannel's devices do not have.
+    pub has_group: bool,
+    /// Whether it asks user space for missing FDB entries, which flannel's devices do not.
+    pub l2miss: bool,
+    /// UDP destination port.
+    pub port: u16,
+    /// Whether the group policy extension is on.
+    pub gbp: bool,
+    /// Whether it learns FDB entries from received packets.
+    pub learning: bool,
+}
+
+/// The VXLAN device that should exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanDevice {
+    /// `flannel.<VNI>`.
+    pub name: String,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Index of the underlay interface.
+    pub parent: u32,
+    /// Outer source address.
+    pub local: Ipv4Addr,
+    /// UDP destination port; 0 leaves the choice to the kernel (8472) and accepts any on an existing device.
+    pub port: u16,
+    /// Whether the group policy extension is on.
+    pub gbp: bool,
+    /// Whether it learns FDB entries from received packets.
+    pub learning: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The MAC for a device that has to be created; an existing one keeps its own.
+    pub mac: Mac,
+    /// The device's only address inside the flannel network, with prefix length 32; absent until there is a lease.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// A unicast IPv4 route of the main table with metric and TOS 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Next hop; absent for a directly connected prefix.
+    pub gateway: Option<Ipv4Addr>,
+    /// Index of the outgoing interface.
+    pub device: u32,
+    /// Whether the gateway is taken to be on the link without asking the routing table.
+    pub onlink: bool,
+    /// Whether its protocol is `boot`, which is what flannel and plain `ip route add` write.
+    pub boot: bool,
+}
+
+/// A neighbour or FDB entry on the VXLAN device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<T> {
+    /// The MAC of a neighbour, the destination of an FDB entry.
+    pub value: T,
+    /// Whether it is permanent, as those that the agent makes are.
+    pub permanent: bool,
+}
+
+/// What the kernel has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// All interfaces, by index.
+    pub links: BTreeMap<u32, Link>,
+    /// All IPv4 addresses with their prefixes, by interface index.
+    pub addresses: BTreeMap<u32, Vec<Ipv4Net>>,
+    /// Routes of the main table, by destination.
+    pub routes: BTreeMap<Ipv4Net, Route>,
+    /// Neighbours on the VXLAN device, by address.
+    pub neighbours: BTreeMap<Ipv4Addr, Entry<Mac>>,
+    /// Unicast FDB entries of the VXLAN device, by MAC.
+    pub fdb: BTreeMap<Mac, Entry<Ipv4Addr>>,
+}
+
+impl Observed {
+    /// The interface called `name`.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// The interface that holds exactly `address`.
+    pub fn holder(&self, address: Ipv4Addr) -> Option<&Link> {
+        let (index, _) = self
+            .addresses
+            .iter()
+            .find(|(_, list)| list.iter().any(|net| net.addr() == address))?;
+        self.links.get(index)
+    }
+}
+
+/// What should be there for the other nodes' subnets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Permanent neighbours on the VXLAN device.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// Permanent FDB entries on the VXLAN device.
+    pub fdb: BTreeMap<Mac, Ipv4Addr>,
+    /// Routes of the main table.
+    pub routes: BTreeMap<Ipv4Net, Route>,
+}

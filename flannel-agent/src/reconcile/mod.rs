@@ -1,0 +1,116 @@
+//! The loop that keeps the kernel and the fast path in line with the leases.
+//!
+//! Lease events, netlink events and a timer only say what may be out of date ([`Dirty`]); a pass of the
+//! [`Reconciler`] reads that again, compares and repairs. So a lost, repeated or late event is harmless, and the
+//! agent's own changes end the loop instead of feeding it: an event that says what is already known is not news.
+
+pub mod device;
+mod dirty;
+mod pass;
+mod repair;
+mod report;
+pub mod rules;
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+pub use dirty::Dirty;
+pub use pass::{Reconciler, Settings};
+
+use crate::{kernel::events::Events, lease};
+
+/// All is read again at this interval, in case an event was missed; upstream's for routes.
+const RESYNC: Duration = Duration::from_secs(10);
+/// Passes that read the kernel's state keep this distance, so that a burst of events costs one pass.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// First pause before something that failed is tried again; doubles up to `RETRY_MAX`.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// Longest pause before something that failed is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A request to bring the status board up to date; answered when that is done.
+pub type Refresh = oneshot::Sender<()>;
+
+/// What wakes the loop.
+pub struct Inputs {
+    /// From the subnet manager.
+    pub leases: mpsc::Receiver<lease::Event>,
+    /// From the kernel.
+    pub events: Events,
+    /// From the rules' keeper, when its state has changed.
+    pub rules: rules::Keeper,
+    /// From the status socket.
+    pub refresh: mpsc::Receiver<Refresh>,
+}
+
+/// Runs until the subnet manager is gone.
+///
+/// # Errors
+/// When netlink events cannot be received any more.
+pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Result<()> {
+    let mut timer = interval(RESYNC);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut dirty = Dirty::all();
+    let mut last_read = Instant::now() - DEBOUNCE;
+    let mut retry = RETRY_MIN;
+    let mut retry_at: Option<Instant> = None;
+    loop {
+        if dirty.any() && (!dirty.reads() || last_read.elapsed() >= DEBOUNCE) {
+            let reads = dirty.reads();
+            let complete = reconciler.pass(std::mem::take(&mut dirty), &inputs.rules.state());
+            if reads {
+                last_read = Instant::now();
+            }
+            if complete {
+                retry = RETRY_MIN;
+                retry_at = None;
+            } else {
+                retry_at = Some(Instant::now() + retry);
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+        let due = if dirty.any() {
+            Some(last_read + DEBOUNCE)
+        } else {
+            retry_at
+        };
+        tokio::select! {
+            events = inputs.events.next() => {
+                for event in events? {
+                    reconciler.note(event, &mut dirty);
+                }
+            }
+            event = inputs.leases.recv() => match event {
+                Some(event) => {
+                    reconciler.lease_event(event, &mut dirty);
+                    while let Ok(event) = inputs.leases.try_recv() {
+                        reconciler.lease_event(event, &mut dirty);
+                    }
+                    inputs.rules.want(|rules| rules.subnet = reconciler.subnet());
+                }
+                None => return Ok(()),
+            },
+            Some(answer) = inputs.refresh.recv() => {
+                reconciler.report(&inputs.rules.state());
+                // Whoever asked may have given up.
+                let _ = answer.send(());
+            }
+            () = inputs.rules.changed() => dirty.status = true,
+            _ = timer.tick() => dirty = Dirty::all(),
+            () = wait(due) => if !dirty.any() {
+                dirty = Dirty::all();
+            },
+        }
+    }
+}
+
+async fn wait(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
