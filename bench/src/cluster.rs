@@ -35,8 +35,11 @@ pub struct ClusterConfig {
     /// Whether the cluster goes with this process.
     pub lifetime: Lifetime,
     /// Told of each step of the start.
-    pub progress: Option<Box<dyn Fn(Step<'_>) + Send + Sync>>,
+    pub progress: Option<Box<Observer>>,
 }
+
+/// Is told of a cluster's start.
+pub type Observer = dyn Fn(Step<'_>) + Send + Sync;
 
 impl Default for ClusterConfig {
     /// No nodes; VXLAN on 10.5.0.0/16; an underlay as veth makes it; bridge netfilter on, no service rules.
@@ -279,7 +282,7 @@ impl fmt::Debug for Cluster {
     }
 }
 
-struct Progress<'a>(Option<&'a (dyn Fn(Step<'_>) + Send + Sync)>);
+struct Progress<'a>(Option<&'a Observer>);
 
 impl Progress<'_> {
     fn step<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {

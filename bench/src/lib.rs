@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! # fn main() -> lab::Result<()> {
-//! use lab::{AgentConfig, Cluster, ClusterConfig, NodeConfig};
+//! use lab::{AgentConfig, Cluster, ClusterConfig, NodeConfig, traffic::udp::UdpPlan};
 //! let agent = AgentConfig::new("target/debug/flannel-agent").with_fast_path("subnet");
 //! let cluster = Cluster::start(ClusterConfig {
 //!     nodes: vec![NodeConfig::agent(&agent), NodeConfig::agent(&agent), NodeConfig::stock()],
@@ -14,6 +14,8 @@
 //!     ..ClusterConfig::default()
 //! })?;
 //! let (from, to) = (&cluster.node(1).pods()[0], &cluster.node(3).pods()[1]);
+//! let report = lab::traffic::udp::run(from, to, UdpPlan { packets: 1000, rate: 5000, size: 64 })?;
+//! assert_eq!(report.lost, 0);
 //! # Ok(())
 //! # }
 //! ```
@@ -22,8 +24,10 @@
 //! cluster is dropped, the process is interrupted, or (at the next start) killed. [`state`] says how.
 
 pub mod agent;
+pub mod capture;
 pub mod cluster;
 pub mod cni;
+pub mod counters;
 pub mod error;
 pub mod etcd;
 pub mod lease;
@@ -37,6 +41,7 @@ pub mod signals;
 pub mod state;
 pub mod status;
 pub mod stock;
+pub mod traffic;
 pub mod underlay;
 pub mod wait;
 

@@ -12,7 +12,7 @@ use std::{
         unix::process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{LazyLock, Mutex, mpsc},
     thread,
     time::Duration,
@@ -124,6 +124,35 @@ pub fn run_limited(
         status,
         output: text_of(&mut stderr) + &output,
     })
+}
+
+/// A program that helps for the length of a function, such as a server; killed when the handle goes.
+#[derive(Debug)]
+pub struct Helper(Child);
+
+impl Helper {
+    /// Starts `command` in a namespace. The kernel kills it when the calling thread ends.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(netns: &Netns, mut command: Command) -> Result<Self> {
+        prepare(&mut command, Some(netns), true);
+        let description = describe(&command);
+        let _permit = signals::permit();
+        command.spawn().map(Self).context("start", description)
+    }
+
+    /// Its standard output, if a pipe was asked for and not taken yet.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 /// Whether a daemon dies with the process that started it.

@@ -1,7 +1,7 @@
 //! Ctrl-C, SIGTERM and SIGHUP: everything that this process's labs made goes before the process does.
 //!
 //! The signal thread tears labs down by their state directories alone, so it needs nothing from the threads that it
-//! interrupts. From its start on no thread can make a namespace or start a program: see [`permit`].
+//! interrupts. From its start on no thread can make a namespace or start a program: see `permit`.
 
 use std::{
     io,

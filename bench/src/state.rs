@@ -113,9 +113,8 @@ pub(crate) fn remove_all_of_this_process() -> Vec<Error> {
 /// # Errors
 /// The first object that could not be removed.
 pub fn reap_stale() -> Result<Vec<LabId>> {
-    remove_where(|id| {
-        !owner_lives(id) && !(is_kept(id) && processes(id).iter().any(|process| process.is_alive()))
-    })
+    let in_use = |id| is_kept(id) && processes(id).iter().any(ProcessId::is_alive);
+    remove_where(|id| !owner_lives(id) && !in_use(id))
 }
 
 /// Removes the labs of dead processes and those that were kept on purpose. Returns their numbers.
