@@ -148,7 +148,7 @@ impl Cluster {
         state::reap_stale()?;
         let id = state::create()?;
         let lab = Lab { id, kept: false };
-        let switch = Netns::create(&id.namespace("sw"))?;
+        let switch = Netns::create_with(&id.namespace("sw"), config.lifetime)?;
         underlay::build_switch(&switch, config.underlay)?;
         let etcd = Arc::new(Etcd::new(
             id,
@@ -218,10 +218,15 @@ impl Cluster {
         Ok(node)
     }
 
-    /// Takes a node away, as if it were switched off: its agent is killed, its lease stays. Its namespaces go with the
-    /// last handle to it.
-    pub fn remove_node(&mut self, number: u8) {
-        self.nodes.retain(|node| node.number() != number);
+    /// Takes a node away, as if it were switched off: its agent is killed, its lease stays.
+    ///
+    /// # Errors
+    /// If there is no such node, or something of it cannot be removed.
+    pub fn remove_node(&mut self, number: u8) -> Result<()> {
+        let index = self.nodes.iter().position(|node| node.number() == number);
+        let index =
+            index.ok_or_else(|| Error::Unsupported(format!("there is no node n{number}")))?;
+        self.nodes.remove(index).power_off()
     }
 
     /// The nodes, in the order of their numbers.
@@ -255,20 +260,17 @@ impl Cluster {
         self.settings.lab
     }
 
-    /// Leaves the cluster up when this process ends; [`state::clean`] removes it then.
+    /// From now on the cluster stays up when it is dropped or this process ends; [`state::clean`] removes it then.
     ///
     /// # Errors
     /// If it was started with [`Lifetime::Bound`]: its daemons would die with this process.
-    pub fn keep(mut self) -> Result<()> {
+    pub fn keep(&mut self) -> Result<()> {
         if self.settings.lifetime == Lifetime::Bound {
-            return Err(Error::Unsupported(
-                "only a cluster with Lifetime::Outlives can be kept".to_owned(),
-            ));
+            let reason = "only a cluster with Lifetime::Outlives can be kept";
+            return Err(Error::Unsupported(reason.to_owned()));
         }
         state::keep(self.id())?;
         self.lab.kept = true;
-        // The handles' destructors would remove what is to stay.
-        std::mem::forget(self);
         Ok(())
     }
 }

@@ -24,13 +24,14 @@ use rustix::{
 
 use crate::{
     error::{IoContext, Result},
+    process::Lifetime,
     signals,
 };
 
 /// Where namespaces are bound, as iproute2 expects it.
 pub const DIRECTORY: &str = "/run/netns";
 
-/// A network namespace; deleted when the last clone of the handle goes.
+/// A network namespace; deleted when the last clone of the handle goes, unless it is to outlive the process.
 #[derive(Clone, Debug)]
 pub struct Netns {
     inner: Arc<Inner>,
@@ -41,6 +42,7 @@ struct Inner {
     name: String,
     path: PathBuf,
     fd: OwnedFd,
+    lifetime: Lifetime,
 }
 
 impl Netns {
@@ -49,6 +51,14 @@ impl Netns {
     /// # Errors
     /// If the name is taken, or without CAP_SYS_ADMIN.
     pub fn create(name: &str) -> Result<Self> {
+        Self::create_with(name, Lifetime::Bound)
+    }
+
+    /// As [`Netns::create`]; one that outlives the process is removed by name only, see [`remove`].
+    ///
+    /// # Errors
+    /// As [`Netns::create`].
+    pub fn create_with(name: &str, lifetime: Lifetime) -> Result<Self> {
         let _permit = signals::permit();
         let path = Path::new(DIRECTORY).join(name);
         fs::File::create_new(&path).context("create", path.display())?;
@@ -61,6 +71,7 @@ impl Netns {
                     name: name.to_owned(),
                     path,
                     fd,
+                    lifetime,
                 }),
             }),
             Err(error) => {
@@ -131,8 +142,10 @@ impl AsFd for Netns {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The cluster's teardown may have been here before.
-        remove(&self.path).ok();
+        if self.lifetime == Lifetime::Bound {
+            // The cluster's teardown may have been here before.
+            remove(&self.path).ok();
+        }
     }
 }
 

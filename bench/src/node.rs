@@ -15,8 +15,9 @@ use crate::{
     cluster::Settings,
     cni::{self, Attachment, SubnetEnv},
     error::{IoContext, Result},
-    netns::Netns,
-    process, services,
+    netns::{self, Netns},
+    process::{self, Lifetime},
+    services,
     state::LabId,
     stock::Stock,
     underlay::{self, QUIET, Segment},
@@ -76,6 +77,7 @@ pub struct Node {
     number: u8,
     segment: Segment,
     lab: LabId,
+    lifetime: Lifetime,
     netns: Netns,
     directory: PathBuf,
     next_pod: AtomicU32,
@@ -98,7 +100,7 @@ impl Node {
         let lab = settings.lab;
         let directory = lab.directory().join(&name);
         fs::create_dir(&directory).context("create", directory.display())?;
-        let netns = Netns::create(&lab.namespace(&name))?;
+        let netns = Netns::create_with(&lab.namespace(&name), settings.lifetime)?;
         netns.sysctl(QUIET)?;
         netns.sysctl(&[
             ("net/ipv4/ip_forward", "1"),
@@ -137,6 +139,7 @@ impl Node {
             number,
             segment: config.segment,
             lab,
+            lifetime: settings.lifetime,
             netns,
             directory,
             next_pod: AtomicU32::new(1),
@@ -230,7 +233,7 @@ impl Node {
             self.name,
             self.next_pod.fetch_add(1, Ordering::Relaxed)
         );
-        let netns = Netns::create(&self.lab.namespace(&name))?;
+        let netns = Netns::create_with(&self.lab.namespace(&name), self.lifetime)?;
         netns.sysctl(QUIET)?;
         process::run(Some(&netns), "ip", &["link", "set", "lo", "up"])?;
         let config = cni::delegate_config(&self.subnet_env()?, &self.directory.join("cni"));
@@ -245,12 +248,13 @@ impl Node {
         Ok(pod)
     }
 
-    /// Detaches a pod with the CNI plugins; its namespace goes with the last handle to it.
+    /// Detaches a pod with the CNI plugins and removes its namespace.
     ///
     /// # Errors
     /// What the plugins report.
     pub fn delete_pod(&self, pod: Pod) -> Result<()> {
         cni::delete(&self.netns, &pod.netns, &pod.config)?;
+        netns::remove(pod.netns.path())?;
         self.lock_pods().retain(|other| other.name != pod.name);
         Ok(())
     }
@@ -258,6 +262,22 @@ impl Node {
     /// The pods that it has now.
     pub fn pods(&self) -> Vec<Pod> {
         self.lock_pods().clone()
+    }
+
+    /// Takes the node's power away: its agent is killed, its pods and its own namespace lose their names.
+    pub(crate) fn power_off(&self) -> Result<()> {
+        if let Some(agent) = self
+            .try_agent()
+            .filter(|agent| agent.check_running().is_ok())
+        {
+            agent.kill()?;
+        }
+        // Handles may keep the namespace alive: without this it would go on forwarding.
+        underlay::ip_batch(&self.netns, "link delete eth0\n")?;
+        let pods = std::mem::take(&mut *self.lock_pods());
+        pods.iter()
+            .try_for_each(|pod| netns::remove(pod.netns.path()))?;
+        netns::remove(self.netns.path())
     }
 
     fn lock_pods(&self) -> std::sync::MutexGuard<'_, Vec<Pod>> {

@@ -155,12 +155,12 @@ impl Drop for Helper {
     }
 }
 
-/// Whether a daemon dies with the process that started it.
+/// Whether what a process makes, daemons and namespaces, goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// The kernel kills it when this process ends, however it ends.
+    /// It goes with its handle. A daemon is killed by the kernel at the latest when this process ends.
     Bound,
-    /// It goes on until the lab is removed.
+    /// It stays until the lab is removed.
     Outlives,
 }
 

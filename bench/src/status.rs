@@ -17,6 +17,8 @@ pub struct Status {
     pub pid: u32,
     /// Whether `subnet.env` is written and the first full reconciliation has succeeded.
     pub ready: bool,
+    /// The effective network config, defaults filled in.
+    pub config: Option<serde_json::Value>,
     /// The address that the node publishes.
     pub public_ip: Option<String>,
     /// The node's own lease.

@@ -149,6 +149,19 @@ fn stock_follows_leases() -> Result<()> {
         assert_eq!(show(command)?, "", "{command} after the only peer has gone");
     }
     assert!(ping(first.netns(), &pod, &[]).is_err());
+
+    let third = cluster.add_node(&NodeConfig::stock())?;
+    assert_eq!((third.number(), cluster.etcd().leases()?.len()), (3, 2));
+    let pod = third.add_pod()?;
+    ping(first.netns(), &pod, &[])?;
+    cluster.remove_node(3)?;
+    assert!(!third.netns().path().exists() && !pod.netns().path().exists());
+    assert!(ping(first.netns(), &pod, &[]).is_err());
+    assert_eq!(
+        cluster.etcd().leases()?.len(),
+        2,
+        "the lease of a node without power stays"
+    );
     Ok(())
 }
 

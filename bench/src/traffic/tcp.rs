@@ -77,6 +77,7 @@ impl TcpReport {
 pub struct TcpFlow {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
+    source: TcpStream,
     sender: JoinHandle<Sent>,
     receiver: JoinHandle<TcpReport>,
 }
@@ -124,6 +125,7 @@ impl TcpFlow {
         let received = Arc::new(AtomicU64::new(0));
         let sender = {
             let stop = stop.clone();
+            let source = source.try_clone().context("duplicate", "socket")?;
             let other_end = sink.try_clone().context("duplicate", "socket")?;
             thread::spawn(move || {
                 let sent = send(source, plan, &stop);
@@ -141,6 +143,7 @@ impl TcpFlow {
         Ok(Self {
             stop,
             received,
+            source,
             sender,
             receiver,
         })
@@ -149,6 +152,16 @@ impl TcpFlow {
     /// Bytes that have arrived so far.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Segments that the sender has sent again so far.
+    pub fn retransmits(&self) -> u32 {
+        total_retransmits(&self.source).unwrap_or(0)
+    }
+
+    /// Whether the stream has ended, by plan or by failure: [`TcpFlow::finish`] will not wait.
+    pub fn is_over(&self) -> bool {
+        self.sender.is_finished() && self.receiver.is_finished()
     }
 
     /// Ends the stream now and returns the verdict.
