@@ -222,6 +222,15 @@ impl Client {
     }
 
     fn exchange(&mut self, request: &[u8]) -> io::Result<()> {
+        self.try_exchange(request)
+            .map_err(|error| match error.kind() {
+                // What the kernel calls a receive timeout.
+                ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, "no answer in time"),
+                _ => error,
+            })
+    }
+
+    fn try_exchange(&mut self, request: &[u8]) -> io::Result<()> {
         let mut answer = vec![0; request.len()];
         match self {
             Self::Tcp(stream) => {

@@ -1,0 +1,573 @@
+//! Observations as lines of text: the live screen, and the parts that the text report shares with it. Pure: no
+//! terminal, no clock.
+
+use std::time::Duration;
+
+use crate::demo::{
+    check::Pair,
+    observe::{NodeView, Observation, Packets, StreamView},
+    screen::Size,
+    style::{Line, Style, grouped},
+};
+
+/// How many reasons for declining are named; the rest is summed up.
+const REASONS: usize = 4;
+/// Where the right half of the packet table begins.
+const HALF: usize = 41;
+
+/// The whole live screen, for a terminal of the given size.
+pub(super) fn screen(seen: &Observation, size: Size) -> Vec<Line> {
+    let mut lines = Vec::from(headline(seen));
+    lines.extend(nodes(&seen.nodes));
+    lines.push(Line::default());
+    lines.extend(packets(
+        &seen.packets,
+        Some((&seen.recent.0, seen.recent.1)),
+    ));
+    lines.push(Line::default());
+    let mut footer = vec![Line::default(), stream(seen.stream.as_ref())];
+    footer.extend(problems(&seen.nodes));
+    let room = size.rows.saturating_sub(lines.len() + footer.len());
+    lines.extend(ping_matrix(
+        seen,
+        Size {
+            columns: size.columns,
+            rows: room,
+        },
+    ));
+    lines.extend(footer);
+    lines
+}
+
+fn headline(seen: &Observation) -> [Line; 3] {
+    let mut first = Line::of(Style::Bold, "flannel demo");
+    first.push(Style::Plain, format!("  {}", seen.headline));
+    let seconds = seen.up.as_secs();
+    let up = format!("up {}:{:02}, q quits", seconds / 60, seconds % 60);
+    [first, Line::of(Style::Dim, up), Line::default()]
+}
+
+/// A table of the nodes.
+pub(super) fn nodes(nodes: &[NodeView]) -> Vec<Line> {
+    let mut lines = vec![Line::of(
+        Style::Bold,
+        format!(
+            "{:<5}{:<16}{:<17}{:<9}{:<8}{}",
+            "NODE", "SUBNET", "PUBLIC IP", "BACKEND", "LEASES", "PATH"
+        ),
+    )];
+    lines.extend(nodes.iter().map(|node| {
+        let NodeView {
+            name,
+            subnet,
+            public_ip,
+            backend,
+            leases,
+            path,
+            ..
+        } = node;
+        let mut line = Line::of(
+            Style::Plain,
+            format!("{name:<5}{subnet:<16}{public_ip:<17}{backend:<9}{leases:<8}"),
+        );
+        let (style, path_name) = if path.fast {
+            (Style::Good, "fast")
+        } else {
+            (Style::Bold, "kernel")
+        };
+        line.push(style, path_name);
+        line.push(Style::Plain, format!(": {}", path.detail));
+        line
+    }));
+    lines
+}
+
+/// Packets by path on the left, what was left to the kernel on the right; with rates if there is a recent past.
+pub(super) fn packets(total: &Packets, recent: Option<(&Packets, Duration)>) -> Vec<Line> {
+    let rate =
+        |count: fn(&Packets) -> u64| recent.map(|(packets, time)| per_second(count(packets), time));
+    let left = [
+        counter_head("PACKETS", recent.is_some()),
+        counter(
+            "fast, from pods",
+            total.bpf.fast_egress,
+            rate(|packets| packets.bpf.fast_egress),
+        ),
+        counter(
+            "fast, to pods",
+            total.bpf.fast_ingress,
+            rate(|packets| packets.bpf.fast_ingress),
+        ),
+        counter(
+            "kernel, from pods",
+            total.kernel_egress,
+            rate(|packets| packets.kernel_egress),
+        ),
+        counter(
+            "kernel, to pods",
+            total.kernel_ingress,
+            rate(|packets| packets.kernel_ingress),
+        ),
+    ];
+    let mut reasons: Vec<_> = total
+        .bpf
+        .declined
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .collect();
+    reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), reason.as_str()));
+    let recent_of = |reason: &str| {
+        recent.map(|(packets, time)| {
+            per_second(packets.bpf.declined.get(reason).copied().unwrap_or(0), time)
+        })
+    };
+    let mut right = vec![counter_head("BPF LEFT TO KERNEL", recent.is_some())];
+    let named = if reasons.len() > REASONS {
+        REASONS - 1
+    } else {
+        reasons.len()
+    };
+    right.extend(
+        reasons[..named]
+            .iter()
+            .map(|(reason, count)| counter(reason, **count, recent_of(reason))),
+    );
+    if let Some((_, rest)) = reasons
+        .split_at_checked(named)
+        .filter(|(_, rest)| !rest.is_empty())
+    {
+        let sum = rest.iter().map(|(_, count)| **count).sum();
+        let recent = rest.iter().map(|(reason, _)| recent_of(reason)).sum();
+        right.push(counter(
+            &format!("{} other reasons", rest.len()),
+            sum,
+            recent,
+        ));
+    }
+    if reasons.is_empty() {
+        right.push(Line::of(Style::Dim, "nothing"));
+    }
+    side_by_side(left.into(), right)
+}
+
+fn counter_head(what: &str, with_rates: bool) -> Line {
+    let rates = if with_rates { "/s" } else { "" };
+    Line::of(Style::Bold, format!("{what:<18}{:>12}{rates:>9}", "total"))
+}
+
+fn counter(what: &str, total: u64, rate: Option<u64>) -> Line {
+    let style = if total == 0 { Style::Dim } else { Style::Plain };
+    let rate = rate.map(grouped).unwrap_or_default();
+    let what: String = what.chars().take(18).collect();
+    Line::of(style, format!("{what:<18}{:>12}{rate:>9}", grouped(total)))
+}
+
+fn per_second(count: u64, time: Duration) -> u64 {
+    (count as f64 / time.as_secs_f64().max(f64::EPSILON)).round() as u64
+}
+
+fn side_by_side(left: Vec<Line>, right: Vec<Line>) -> Vec<Line> {
+    let rows = left.len().max(right.len());
+    let (mut left, mut right) = (left.into_iter(), right.into_iter());
+    (0..rows)
+        .map(|_| {
+            let mut line = left.next().unwrap_or_default();
+            if let Some(right) = right.next() {
+                line.pad(HALF);
+                line.append(right);
+            }
+            line
+        })
+        .collect()
+}
+
+/// The pings of a check, as a matrix, and the middle of the round trips between nodes.
+pub(super) fn pairs(pairs: &[Pair]) -> Vec<Line> {
+    let mut names: Vec<String> = pairs.iter().map(|pair| pair.from.clone()).collect();
+    names.dedup();
+    let cell = |from: &String, to: &String| {
+        let pair = pairs
+            .iter()
+            .find(|pair| pair.from == *from && pair.to == *to);
+        pair.map_or(Cell::Same, |pair| {
+            Cell::of(&[pair.ping_ms.map(|ms| Duration::from_secs_f64(ms / 1e3))])
+        })
+    };
+    let cells = names
+        .iter()
+        .map(|from| names.iter().map(|to| cell(from, to)).collect())
+        .collect();
+    let mut lines = Matrix { names, cells }.lines("PING ms");
+    let middle = |value: fn(&Pair) -> Option<f64>| {
+        let mut values: Vec<f64> = pairs
+            .iter()
+            .filter(|pair| !pair.same_node)
+            .filter_map(value)
+            .collect();
+        values.sort_by(f64::total_cmp);
+        values
+            .get(values.len() / 2)
+            .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.3}"))
+    };
+    lines.push(Line::default());
+    lines.push(Line::of(
+        Style::Plain,
+        format!(
+            "ROUND TRIP ms between nodes, median: ping {}, TCP {}, UDP {}",
+            middle(|pair| pair.ping_ms),
+            middle(|pair| pair.tcp_ms),
+            middle(|pair| pair.udp_ms)
+        ),
+    ));
+    lines
+}
+
+/// Round-trip times from each pod (row) to each (column); by node with the worst of their pods where there is no room.
+pub(super) fn ping_matrix(seen: &Observation, room: Size) -> Vec<Line> {
+    let by_pod = Matrix {
+        names: seen.pods.clone(),
+        cells: (0..seen.pods.len())
+            .map(|from| {
+                (0..seen.pods.len())
+                    .map(|to| {
+                        if from == to {
+                            Cell::Same
+                        } else {
+                            Cell::of(&[seen.pings[from][to]])
+                        }
+                    })
+                    .collect()
+            })
+            .collect(),
+    };
+    if by_pod.size().columns <= room.columns && by_pod.size().rows <= room.rows {
+        return by_pod.lines("PING ms");
+    }
+    let by_node = by_pod_to_by_node(seen);
+    let mut lines = by_node.lines("WORST PING ms");
+    if lines.len() > room.rows {
+        lines.truncate(room.rows.saturating_sub(1));
+        lines.push(Line::of(
+            Style::Dim,
+            "the window is too small for all nodes",
+        ));
+    }
+    lines
+}
+
+fn by_pod_to_by_node(seen: &Observation) -> Matrix {
+    let names: Vec<String> = seen.nodes.iter().map(|node| node.name.clone()).collect();
+    let pods_of = |node: &str| {
+        let prefix = format!("{node}-");
+        (0..seen.pods.len())
+            .filter(|pod| seen.pods[*pod].starts_with(&prefix))
+            .collect::<Vec<_>>()
+    };
+    let cell = |from: &str, to: &str| {
+        let pairs = pods_of(from)
+            .into_iter()
+            .flat_map(|from| pods_of(to).into_iter().map(move |to| (from, to)));
+        let times: Vec<_> = pairs
+            .filter(|(from, to)| from != to)
+            .map(|(from, to)| seen.pings[from][to])
+            .collect();
+        if times.is_empty() {
+            Cell::Same
+        } else {
+            Cell::of(&times)
+        }
+    };
+    let cells = names
+        .iter()
+        .map(|from| names.iter().map(|to| cell(from, to)).collect())
+        .collect();
+    Matrix { names, cells }
+}
+
+struct Matrix {
+    names: Vec<String>,
+    cells: Vec<Vec<Cell>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cell {
+    /// A pod and itself.
+    Same,
+    /// All answer, the slowest after this time.
+    Answer(Duration),
+    /// So many do not answer.
+    Fail(usize),
+}
+
+impl Cell {
+    fn of(times: &[Option<Duration>]) -> Self {
+        match times.iter().filter(|time| time.is_none()).count() {
+            0 => Self::Answer(times.iter().flatten().max().copied().unwrap_or_default()),
+            failed => Self::Fail(failed),
+        }
+    }
+
+    fn text(self) -> (Style, String) {
+        match self {
+            Self::Same => (Style::Dim, "-".to_owned()),
+            Self::Answer(time) => (Style::Good, milliseconds(time)),
+            Self::Fail(1) => (Style::Bad, "fail".to_owned()),
+            Self::Fail(pairs) => (Style::Bad, format!("{pairs} fail")),
+        }
+    }
+}
+
+impl Matrix {
+    /// Columns of a cell, with the space before it.
+    fn cell_width(&self) -> usize {
+        /// Room for `12.34` and for `12 fail`.
+        const CELL: usize = 8;
+        self.names
+            .iter()
+            .map(String::len)
+            .max()
+            .unwrap_or(0)
+            .max(CELL - 1)
+            + 1
+    }
+
+    fn size(&self) -> Size {
+        Size {
+            columns: self.label_width("PING ms") + self.names.len() * self.cell_width(),
+            rows: self.names.len() + 1,
+        }
+    }
+
+    fn label_width(&self, title: &str) -> usize {
+        self.names
+            .iter()
+            .map(String::len)
+            .max()
+            .unwrap_or(0)
+            .max(title.len())
+    }
+
+    fn lines(&self, title: &str) -> Vec<Line> {
+        let (label, width) = (self.label_width(title), self.cell_width());
+        let heads: String = self
+            .names
+            .iter()
+            .map(|name| format!("{name:>width$}"))
+            .collect();
+        let mut lines = vec![Line::of(Style::Bold, format!("{title:<label$}{heads}"))];
+        lines.extend(self.names.iter().zip(&self.cells).map(|(name, cells)| {
+            let mut line = Line::of(Style::Plain, format!("{name:<label$}"));
+            for (style, text) in cells.iter().map(|cell| cell.text()) {
+                line.push(style, format!("{text:>width$}"));
+            }
+            line
+        }));
+        lines
+    }
+}
+
+/// At most five characters for anything under 100 s.
+fn milliseconds(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    if ms < 99.995 {
+        format!("{ms:.2}")
+    } else {
+        format!("{ms:.0}")
+    }
+}
+
+/// The live stream, in one line.
+pub(super) fn stream(stream: Option<&StreamView>) -> Line {
+    stream_line(stream, "paced at 1 Gbit/s")
+}
+
+/// The stream of a check, in one line.
+pub(super) fn measured_stream(stream: Option<&StreamView>) -> Line {
+    stream_line(stream, "as fast as it goes")
+}
+
+fn stream_line(stream: Option<&StreamView>, pace: &str) -> Line {
+    let mut line = Line::of(Style::Bold, "TCP ");
+    let Some(stream) = stream else {
+        line.push(Style::Dim, "needs two nodes with pods");
+        return line;
+    };
+    let StreamView {
+        from,
+        to,
+        gbit_per_second,
+        retransmits,
+        failure,
+    } = stream;
+    line.push(Style::Plain, format!("{from} to {to}  "));
+    match failure {
+        Some(failure) => line.push(Style::Bad, failure.lines().next().unwrap_or_default()),
+        None => {
+            line.push(Style::Good, format!("{gbit_per_second:.2} Gbit/s"));
+            line.push(
+                Style::Plain,
+                format!("  {pace}, content checked, {retransmits} retransmits"),
+            );
+        }
+    }
+    line
+}
+
+/// What the agents complain about, the first line of each.
+pub(super) fn problems(nodes: &[NodeView]) -> Vec<Line> {
+    let of_node = |node: &NodeView| {
+        let name = node.name.clone();
+        node.problems.clone().into_iter().map(move |problem| {
+            let mut line = Line::of(Style::Bad, format!("{name}: "));
+            line.push(Style::Plain, problem.lines().next().unwrap_or_default());
+            line
+        })
+    };
+    nodes.iter().flat_map(of_node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::demo::observe::PathView;
+
+    fn observation(nodes: usize, pods: usize) -> Observation {
+        let names: Vec<String> = (1..=nodes)
+            .flat_map(|n| (1..=pods).map(move |p| format!("n{n}-p{p}")))
+            .collect();
+        let packets = Packets {
+            kernel_egress: 1_234_567,
+            ..Packets::default()
+        };
+        let node = |n| NodeView {
+            name: format!("n{n}"),
+            subnet: "10.244.255.0/24".to_owned(),
+            public_ip: format!("192.168.100.{n}"),
+            backend: "host-gw".to_owned(),
+            leases: nodes - 1,
+            path: PathView {
+                fast: true,
+                detail: "tcx, out encap, in nic: 3 pod_egress, 1 nic_ingress".to_owned(),
+                ..PathView::default()
+            },
+            problems: vec![],
+        };
+        Observation {
+            headline: "lab 1  host-gw  fast path subnet  2 nodes, 4 pods".to_owned(),
+            up: Duration::from_secs(75),
+            nodes: (1..=nodes).map(node).collect(),
+            recent: (packets.clone(), Duration::from_secs(2)),
+            packets,
+            pings: vec![vec![Some(Duration::from_micros(123)); names.len()]; names.len()],
+            pods: names,
+            stream: Some(StreamView::default()),
+        }
+    }
+
+    fn text(lines: &[Line]) -> Vec<String> {
+        lines.iter().map(Line::plain).collect()
+    }
+
+    #[test]
+    fn the_usual_demo_fits_a_usual_terminal() {
+        let lines = text(&screen(
+            &observation(2, 2),
+            Size {
+                columns: 80,
+                rows: 24,
+            },
+        ));
+        assert!(lines.len() <= 24, "{lines:#?}");
+        // The node table may be cut: its last column is as long as it must be. Nothing else is.
+        let cut: Vec<_> = lines
+            .iter()
+            .filter(|line| line.len() > 80 && !line.starts_with('n'))
+            .collect();
+        assert!(cut.is_empty(), "{cut:#?}");
+        assert_eq!(lines[1], "up 1:15, q quits");
+        assert!(
+            lines
+                .iter()
+                .any(|line| line == "n1-p2      0.12       -    0.12    0.12"),
+            "{lines:#?}"
+        );
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.starts_with("kernel, from pods    1,234,567  617,284")),
+            "{lines:#?}"
+        );
+    }
+
+    #[test]
+    fn large_clusters_are_shown_by_node() {
+        let mut seen = observation(4, 5);
+        seen.pings[0][6] = None;
+        seen.pings[1][9] = None;
+        let lines = text(&screen(
+            &seen,
+            Size {
+                columns: 80,
+                rows: 24,
+            },
+        ));
+        assert!(lines.len() <= 24, "{lines:#?}");
+        let first = lines
+            .iter()
+            .find(|line| line.starts_with("n1 ") && line.contains("0.12"))
+            .expect("a row of n1");
+        assert_eq!(first, "n1               0.12  2 fail    0.12    0.12");
+        let lines = text(&screen(
+            &seen,
+            Size {
+                columns: 200,
+                rows: 60,
+            },
+        ));
+        assert!(
+            lines.iter().any(|line| line.starts_with("n4-p5")),
+            "with room, all pods"
+        );
+        let tiny = screen(
+            &observation(20, 1),
+            Size {
+                columns: 80,
+                rows: 24,
+            },
+        );
+        assert!(!tiny.is_empty());
+    }
+
+    #[test]
+    fn reasons_are_sorted_and_summed_up() {
+        let mut packets = Packets::default();
+        packets.bpf.declined = BTreeMap::from(
+            [
+                ("icmp", 5),
+                ("tcp_flags", 9),
+                ("mtu", 1),
+                ("ttl", 1),
+                ("options", 1),
+                ("fragment", 0),
+            ]
+            .map(|(reason, count)| (reason.to_owned(), count)),
+        );
+        let lines = text(&super::packets(&packets, None));
+        let right: Vec<_> = lines
+            .iter()
+            .map(|line| line.get(HALF..).unwrap_or_default())
+            .collect();
+        assert_eq!(right[1], "tcp_flags                    9");
+        assert_eq!(right[2], "icmp                         5");
+        assert_eq!(right[4], "2 other reasons              2");
+    }
+
+    #[test]
+    fn slow_answers_fit_their_cell() {
+        let times = [0.0001, 0.012_345, 0.099_99, 0.5, 1.5]
+            .map(|s| milliseconds(Duration::from_secs_f64(s)));
+        assert_eq!(times, ["0.10", "12.35", "99.99", "500", "1500"]);
+    }
+}
