@@ -6,14 +6,14 @@ use std::{io, process::ExitStatus, time::Duration};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call or file operation failed.
-    #[error("{operation} {object}: {source}")]
+    #[error("{operation} {object}: {cause}")]
     Io {
         /// What was attempted, such as `read` or `mount`.
         operation: &'static str,
         /// The path, namespace or address that it was attempted on.
         object: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A helper program ended with failure.
     #[error("{command}: {status}\n{output}")]
@@ -74,7 +74,7 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
         self.map_err(|error| Error::Io {
             operation,
             object: object.to_string(),
-            source: error.into(),
+            cause: error.into(),
         })
     }
 }
