@@ -37,6 +37,12 @@ pub(super) fn cluster(options: &Options, agent: &Path) -> Result<Cluster> {
         progress: Some(Box::new(progress)),
         ..ClusterConfig::default()
     })
+    .inspect_err(|_| {
+        // The step that failed has begun a line.
+        if stderr().is_terminal() {
+            eprintln!();
+        }
+    })
     .context("the cluster does not start")
 }
 

@@ -378,12 +378,12 @@ fn milliseconds(time: Duration) -> String {
 
 /// The live stream, in one line.
 pub(super) fn stream(stream: Option<&StreamView>) -> Line {
-    stream_line(stream, "paced at 1 Gbit/s")
+    stream_line(stream, "limited to 1")
 }
 
 /// The stream of a check, in one line.
 pub(super) fn measured_stream(stream: Option<&StreamView>) -> Line {
-    stream_line(stream, "as fast as it goes")
+    stream_line(stream, "not limited")
 }
 
 fn stream_line(stream: Option<&StreamView>, pace: &str) -> Line {
@@ -406,7 +406,7 @@ fn stream_line(stream: Option<&StreamView>, pace: &str) -> Line {
             line.push(Style::Good, format!("{gbit_per_second:.2} Gbit/s"));
             line.push(
                 Style::Plain,
-                format!("  {pace}, content checked, {retransmits} retransmits"),
+                format!(" ({pace}), content checked, {retransmits} retransmits"),
             );
         }
     }
