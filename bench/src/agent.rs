@@ -112,7 +112,10 @@ impl Agent {
     /// If it runs already or cannot be started.
     pub fn start(&self) -> Result<()> {
         let mut daemon = self.daemon();
-        if daemon.is_some() {
+        if daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.check_running().is_ok())
+        {
             return Err(Error::Unsupported(format!("{} runs already", self.name)));
         }
         *daemon = Some(Daemon::spawn(

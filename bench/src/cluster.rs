@@ -100,7 +100,7 @@ impl Drop for Lab {
             return;
         }
         for problem in state::remove(self.id) {
-            eprintln!("teardown of lab {}: {problem}", self.id.0);
+            eprintln!("teardown of lab {}: {problem}", self.id);
         }
     }
 }

@@ -1,15 +1,18 @@
 //! What labs leave on the machine, and its removal.
 //!
 //! Each lab has a number and a directory `/run/flannel-lab/<number>/`. All else that it makes carries the number in
-//! its name (namespaces `/run/netns/lab<number>-…`, pins below `/sys/fs/bpf/flannel-lab-<number>`) or is listed in the
+//! its name (namespaces `/run/netns/lab-<number>-…`, pins below `/sys/fs/bpf/flannel-lab-<number>`) or is listed in the
 //! directory (processes, by pid and start time). So whoever finds the directory can remove the lab, and the directory
 //! goes last. A lab is *stale* when the process that owns it is dead, unless that process meant it to stay
 //! ([`keep`]). Never is a process killed by name, nor one whose start time is not the recorded one.
 
 use std::{
-    fs,
+    fmt, fs,
+    hash::{BuildHasher, RandomState},
     io::{ErrorKind, Write},
+    num::ParseIntError,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Mutex,
 };
 
@@ -25,26 +28,48 @@ use crate::{
 pub const DIRECTORY: &str = "/run/flannel-lab";
 
 /// The labs of this process, for teardown on a signal.
-static OWN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+static OWN: Mutex<Vec<LabId>> = Mutex::new(Vec::new());
 
-/// A lab's number and what follows from it.
+/// A lab's number and what follows from it. It is chosen at random: one that was just freed must not come to mean
+/// another lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LabId(pub u32);
+pub struct LabId(u16);
+
+impl fmt::Display for LabId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}", self.0)
+    }
+}
+
+impl FromStr for LabId {
+    type Err = ParseIntError;
+
+    /// Reads what `Display` wrote.
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u16::from_str_radix(text, 16).map(Self)
+    }
+}
 
 impl LabId {
+    fn random() -> Self {
+        // Every `RandomState` hashes with keys of its own.
+        let [low, high, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+        Self(u16::from_ne_bytes([low, high]))
+    }
+
     /// The lab's directory.
     pub fn directory(self) -> PathBuf {
-        Path::new(DIRECTORY).join(self.0.to_string())
+        Path::new(DIRECTORY).join(self.to_string())
     }
 
     /// The directory in the BPF file system below which the lab's agents pin.
     pub fn pin_directory(self) -> PathBuf {
-        Path::new(mounts::BPFFS).join(format!("flannel-lab-{}", self.0))
+        Path::new(mounts::BPFFS).join(format!("flannel-lab-{self}"))
     }
 
     /// The name of one of the lab's namespaces.
     pub fn namespace(self, role: &str) -> String {
-        format!("lab{}-{role}", self.0)
+        format!("lab-{self}-{role}")
     }
 }
 
@@ -55,16 +80,15 @@ impl LabId {
 pub fn create() -> Result<LabId> {
     let _lock = lock()?;
     mounts::acquire()?;
-    let id = (1..)
-        .map(LabId)
+    let id = std::iter::repeat_with(LabId::random)
         .find(|id| !id.directory().exists())
-        .expect("u32 numbers suffice");
+        .expect("the numbers do not end");
     let directory = id.directory();
     fs::create_dir(&directory).context("create", directory.display())?;
     let owner = ProcessId::own()?;
     fs::write(directory.join("owner"), format!("{owner}\n"))
         .context("write owner of", directory.display())?;
-    own().push(id.0);
+    own().push(id);
     Ok(id)
 }
 
@@ -87,7 +111,7 @@ pub(crate) fn record_process(id: LabId, process: ProcessId, name: &str) -> Resul
 pub fn keep(id: LabId) -> Result<()> {
     let path = id.directory().join("kept");
     fs::write(&path, "").context("write", path.display())?;
-    own().retain(|own| *own != id.0);
+    own().retain(|own| *own != id);
     Ok(())
 }
 
@@ -98,14 +122,14 @@ pub(crate) fn remove(id: LabId) -> Vec<Error> {
         Ok(_lock) => problems.extend(remove_directory(id)),
         Err(error) => problems.push(error),
     }
-    own().retain(|own| *own != id.0);
+    own().retain(|own| *own != id);
     problems
 }
 
 /// Removes every lab that this process still owns.
 pub(crate) fn remove_all_of_this_process() -> Vec<Error> {
     let ids = own().clone();
-    ids.into_iter().flat_map(|id| remove(LabId(id))).collect()
+    ids.into_iter().flat_map(remove).collect()
 }
 
 /// Removes the labs of dead processes, such as an earlier run that was killed with SIGKILL. Returns their numbers.
@@ -198,7 +222,7 @@ fn remove_tree(path: &Path) -> Result<()> {
 fn all() -> Result<Vec<LabId>> {
     let mut ids: Vec<_> = entries(Path::new(DIRECTORY))
         .iter()
-        .filter_map(|path| path.file_name()?.to_str()?.parse().ok().map(LabId))
+        .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
         .collect();
     ids.sort();
     Ok(ids)
@@ -229,7 +253,7 @@ fn processes(id: LabId) -> Vec<ProcessId> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-fn own() -> std::sync::MutexGuard<'static, Vec<u32>> {
+fn own() -> std::sync::MutexGuard<'static, Vec<LabId>> {
     OWN.lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -2,18 +2,20 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    process::ExitCode,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
     thread,
     time::Duration,
 };
 
 use lab::{
-    Cluster, ClusterConfig, Netns, NodeConfig, Pod, Result, Underlay,
+    AgentConfig, Cluster, ClusterConfig, Lifetime, Netns, NodeConfig, Pod, Result, Underlay,
     capture::{Capture, Direction, Frame},
     counters::Protocols,
-    process, signals, state,
+    netns, process, signals,
+    state::{self, LabId},
     traffic::{
         icmp::Pinger,
         rtt::{self, EchoServer, Transport},
@@ -25,11 +27,28 @@ use lab::{
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// Names the agent that the tests start.
+const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
+
+/// Makes this program build a cluster and wait, for tests that end it: `keep` to let the cluster stay.
+const CHILD_VARIABLE: &str = "LAB_TEST_CHILD";
+const KEEP: &str = "keep";
+
 type Test = fn() -> Result<()>;
 
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
-    let tests: [(&str, Test); 9] = [
+    if let Some(keep) = std::env::var_os(CHILD_VARIABLE) {
+        return stay_up(keep == KEEP);
+    }
+    let tests: [(&str, Test); 13] = [
+        ("a_signal_leaves_nothing", after_a_signal),
+        (
+            "leftovers_of_a_killed_process_go_with_the_next_start",
+            after_a_kill,
+        ),
+        ("a_kept_cluster_outlives_its_process", after_keeping),
+        ("agents_start_die_and_come_back", agent_lifecycle),
         (
             "stock_vxlan_nodes_reach_each_other_also_through_the_router",
             stock_vxlan,
@@ -53,15 +72,20 @@ fn main() -> ExitCode {
         ("captured_frames_are_flannels_vxlan", capture_vxlan),
     ];
     let root = rustix::process::geteuid().is_root();
-    let trials = tests.into_iter().map(|(name, test)| {
-        Trial::test(name, move || {
-            test().map_err(|error| Failed::from(error.to_string()))
-        })
-        .with_ignored_flag(!root)
-    });
     if !root {
         println!("skipped: network namespaces need root");
     }
+    let has_agent = std::env::var_os(AGENT_VARIABLE).is_some();
+    if !has_agent {
+        println!("skipped: tests of agents need {AGENT_VARIABLE}=<path of flannel-agent>");
+    }
+    let trials = tests.into_iter().map(|(name, test)| {
+        let runs = root && (has_agent || !name.starts_with("agents_"));
+        Trial::test(name, move || {
+            test().map_err(|error| Failed::from(error.to_string()))
+        })
+        .with_ignored_flag(!runs)
+    });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
@@ -481,5 +505,180 @@ fn capture_vxlan() -> Result<()> {
         mac(&sent[0].bytes[56..62]),
         cluster.node(1).stock().vtep_mac()
     );
+    Ok(())
+}
+
+fn agent_lifecycle() -> Result<()> {
+    let config =
+        AgentConfig::new(std::env::var_os(AGENT_VARIABLE).expect("tests without it are skipped"));
+    let nodes = vec![NodeConfig::agent(&config), NodeConfig::stock()];
+    let cluster = Cluster::start(cluster(nodes, 1))?;
+    all_reach_all(&cluster)?;
+    let agent = cluster.node(1).agent();
+    let first = agent.status()?;
+    assert_eq!((first.ready, first.peers.len()), (true, 1));
+    let lease = first.lease.expect("a ready agent has a lease");
+    assert_eq!(
+        lease.subnet.parse::<lab::lease::Subnet>()?,
+        cluster.node(1).subnet_env()?.subnet
+    );
+
+    agent.kill()?;
+    assert!(agent.check_running().is_err() && agent.status().is_err());
+    all_reach_all(&cluster)?;
+    agent.start()?;
+    let second = agent.wait_ready()?;
+    assert_ne!(second.pid, first.pid);
+    assert_eq!(
+        second.lease.map(|lease| lease.subnet),
+        Some(lease.subnet),
+        "the lease is taken over"
+    );
+
+    agent.stop()?;
+    agent.configure(|config| config.arguments.push("--no-such-option".to_owned()));
+    agent.start()?;
+    let error = agent
+        .wait_ready()
+        .expect_err("no agent knows this option")
+        .to_string();
+    assert!(
+        error.contains("no-such-option"),
+        "the error shows the log: {error}"
+    );
+    assert!(agent.log().contains("no-such-option"));
+    Ok(())
+}
+
+/// The child of the tests below: builds a cluster, tells its number, and waits, or ends and leaves the cluster up.
+fn stay_up(keep: bool) -> ExitCode {
+    let lifetime = if keep {
+        Lifetime::Outlives
+    } else {
+        Lifetime::Bound
+    };
+    let config = cluster(vec![NodeConfig::stock(), NodeConfig::stock()], 1);
+    let mut cluster =
+        Cluster::start(ClusterConfig { lifetime, ..config }).expect("the cluster starts");
+    if keep {
+        cluster.keep().expect("the cluster can be kept");
+    }
+    println!("{}", cluster.id());
+    if !keep {
+        thread::sleep(Duration::from_secs(60));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Starts the child and waits until its cluster is up.
+fn child(mode: &str) -> (Child, LabId) {
+    let program = std::env::current_exe().expect("a program has a path");
+    let mut command = Command::new(program);
+    command.env(CHILD_VARIABLE, mode).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("the test can start itself");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe was asked for"))
+        .read_line(&mut line)
+        .expect("a line comes");
+    let id = line.trim().parse().expect("the line is a number");
+    (child, id)
+}
+
+/// What bears the lab's number, by path.
+fn traces(id: LabId) -> Vec<PathBuf> {
+    let prefix = id.namespace("");
+    let namespaces = fs::read_dir(netns::DIRECTORY)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let mut traces: Vec<_> = namespaces
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+        })
+        .collect();
+    traces.extend(
+        [id.directory(), id.pin_directory()]
+            .into_iter()
+            .filter(|path| path.exists()),
+    );
+    traces
+}
+
+/// The processes that the lab recorded.
+fn processes(id: LabId) -> Vec<String> {
+    let text = fs::read_to_string(id.directory().join("processes")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whether a process runs; a zombie does not.
+fn runs(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn after_a_signal() -> Result<()> {
+    for signal in ["TERM", "INT", "HUP"] {
+        let (mut child, id) = child("bound");
+        let processes = processes(id);
+        assert!(!processes.is_empty() && traces(id).len() > 4);
+        process::run(
+            None,
+            "kill",
+            &[&format!("-{signal}"), &child.id().to_string()],
+        )?;
+        let status = child.wait().expect("a child can be waited for");
+        assert!(status.code().is_some_and(|code| code > 128), "{status}");
+        assert_eq!(traces(id), Vec::<PathBuf>::new(), "after SIG{signal}");
+        assert!(!processes.iter().any(|pid| runs(pid)), "after SIG{signal}");
+    }
+    Ok(())
+}
+
+fn after_a_kill() -> Result<()> {
+    let (mut child, id) = child("bound");
+    let processes = processes(id);
+    child
+        .kill()
+        .and_then(|()| child.wait())
+        .expect("a child can be killed");
+    // Another test's start may have done this already.
+    state::reap_stale()?;
+    assert_eq!(traces(id), Vec::<PathBuf>::new());
+    assert!(!processes.iter().any(|pid| runs(pid)));
+    Ok(())
+}
+
+fn after_keeping() -> Result<()> {
+    let (mut child, id) = child(KEEP);
+    assert!(child.wait().expect("a child can be waited for").success());
+    state::reap_stale()?;
+    let processes = processes(id);
+    assert!(
+        traces(id).len() > 4 && processes.iter().all(|pid| runs(pid)),
+        "{processes:?}"
+    );
+    // `state::clean` would remove the clusters that others keep, too. One whose processes are dead is not kept.
+    process::run(
+        None,
+        "kill",
+        &[
+            &["-KILL"],
+            &processes.iter().map(String::as_str).collect::<Vec<_>>()[..],
+        ]
+        .concat(),
+    )?;
+    wait::until("the end of the processes", Duration::from_secs(5), || {
+        Ok(if processes.iter().any(|pid| runs(pid)) {
+            Err("alive".to_owned())
+        } else {
+            Ok(())
+        })
+    })?;
+    state::reap_stale()?;
+    assert_eq!(traces(id), Vec::<PathBuf>::new());
     Ok(())
 }

@@ -7,10 +7,20 @@ mod demo;
 struct Cli {
     #[command(flatten)]
     options: demo::Options,
-    #[arg(long, env = "AGENT", default_value = "x")]
+    #[arg(
+        long,
+        env = "AGENT",
+        default_value = "/work/wt-agent/target/debug/flannel-agent"
+    )]
     agent: String,
 }
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    real().unwrap_or_else(|e| {
+        eprintln!("error: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+fn real() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     if cli.options.clean {
         return demo::clean();

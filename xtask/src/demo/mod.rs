@@ -151,7 +151,7 @@ pub fn clean() -> Result<ExitCode> {
     require_root()?;
     let removed = state::clean()?;
     for id in &removed {
-        println!("lab {} removed", id.0);
+        println!("lab {id} removed");
     }
     if removed.is_empty() {
         println!("nothing to remove");

@@ -208,7 +208,7 @@ pub(super) fn headline(options: &Options, cluster: &Cluster) -> String {
     let (nodes, pods) = (count(nodes.len(), "node"), count(pods, "pod"));
     format!(
         "lab {}  {backend}  fast path {fast_path}  {nodes}{routed}, {pods}",
-        cluster.id().0
+        cluster.id()
     )
 }
 
