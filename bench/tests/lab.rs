@@ -671,14 +671,14 @@ fn after_keeping() -> Result<()> {
         ]
         .concat(),
     )?;
-    wait::until("the end of the processes", Duration::from_secs(5), || {
-        Ok(if processes.iter().any(|pid| runs(pid)) {
-            Err("alive".to_owned())
-        } else {
+    wait::until("the end of the lab", Duration::from_secs(5), || {
+        state::reap_stale()?;
+        let left = traces(id);
+        Ok(if left.is_empty() {
             Ok(())
+        } else {
+            Err(format!("{left:?}"))
         })
     })?;
-    state::reap_stale()?;
-    assert_eq!(traces(id), Vec::<PathBuf>::new());
     Ok(())
 }
