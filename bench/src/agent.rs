@@ -14,9 +14,10 @@ use rustix::process::Signal;
 
 use crate::{
     cluster::Settings,
+    daemon::{self, Daemon},
     error::{Error, IoContext, Result},
     netns::Netns,
-    process::{self, Daemon, Lifetime},
+    process::{self, Lifetime},
     state::LabId,
     status::Status,
     wait,
@@ -233,7 +234,7 @@ impl Agent {
         Err(Error::Ended {
             name: self.name.clone(),
             status: status.to_string(),
-            output: process::last_lines(&self.log_path()),
+            output: daemon::last_lines(&self.log_path()),
         })
     }
 

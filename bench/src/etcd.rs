@@ -11,10 +11,11 @@ use std::{
 };
 
 use crate::{
+    daemon::Daemon,
     error::{Error, IoContext, Result},
     lease::Lease,
     netns::Netns,
-    process::{self, Daemon, Lifetime},
+    process::{self, Lifetime},
     state::LabId,
     wait,
 };

@@ -28,6 +28,7 @@ pub mod capture;
 pub mod cluster;
 pub mod cni;
 pub mod counters;
+pub mod daemon;
 pub mod error;
 pub mod etcd;
 pub mod lease;

@@ -20,7 +20,7 @@ use crate::{
     services,
     state::LabId,
     stock::Stock,
-    underlay::{self, QUIET, Segment},
+    underlay::{self, Segment},
 };
 
 /// What runs on a node.
@@ -101,16 +101,13 @@ impl Node {
         let directory = lab.directory().join(&name);
         fs::create_dir(&directory).context("create", directory.display())?;
         let netns = Netns::create_with(&lab.namespace(&name), settings.lifetime)?;
-        netns.sysctl(QUIET)?;
+        underlay::silence(&netns)?;
         netns.sysctl(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
             ("net/ipv4/conf/default/rp_filter", "0"),
-            (
-                "net/bridge/bridge-nf-call-iptables",
-                if settings.bridge_netfilter { "1" } else { "0" },
-            ),
         ])?;
+        underlay::set_bridge_netfilter(&netns, settings.bridge_netfilter)?;
         underlay::connect(
             &settings.switch,
             &netns,
@@ -234,7 +231,7 @@ impl Node {
             self.next_pod.fetch_add(1, Ordering::Relaxed)
         );
         let netns = Netns::create_with(&self.lab.namespace(&name), self.lifetime)?;
-        netns.sysctl(QUIET)?;
+        underlay::silence(&netns)?;
         process::run(Some(&netns), "ip", &["link", "set", "lo", "up"])?;
         let config = cni::delegate_config(&self.subnet_env()?, &self.directory.join("cni"));
         let attachment = cni::add(&self.netns, &netns, &config)?;

@@ -1,42 +1,32 @@
-//! Programs in namespaces: short ones that are waited for, and daemons that run until they are stopped.
+//! Programs in namespaces that are waited for. Those that go on running are [`crate::daemon`]s.
 //!
 //! A child enters its namespace between fork and exec, so it keeps the mount namespace and sees the BPF file system.
-//! It is killed by the kernel when the thread that started it ends (PR_SET_PDEATHSIG). Daemons are therefore started
-//! by one thread that lives as long as the process, and are recorded in the lab's directory besides.
+//! It is killed by the kernel when the thread that started it ends (PR_SET_PDEATHSIG).
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{Read, Seek, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::process::CommandExt,
     },
-    path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{LazyLock, Mutex, mpsc},
-    thread,
+    process::{Child, ChildStdout, Command},
     time::Duration,
 };
 
 use rustix::{
     fs::MemfdFlags,
-    process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open},
 };
 
 use crate::{
     error::{Error, IoContext, Result},
     netns::{self, Netns},
-    proc::{self, ProcessId},
-    signals,
-    state::{self, LabId},
+    proc, signals,
 };
 
 /// How long a helper program may run.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
-/// How long a daemon may take to follow SIGTERM.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// How much of a daemon's log an error shows, in lines.
-const LOG_LINES: usize = 20;
 
 /// Runs `program` with `arguments` in a namespace, or in that of the caller, and returns its standard output.
 ///
@@ -164,158 +154,8 @@ pub enum Lifetime {
     Outlives,
 }
 
-/// A long-running program of a lab; killed when the handle goes, unless it is to outlive this process.
-#[derive(Debug)]
-pub struct Daemon {
-    name: String,
-    pid: Pid,
-    log: PathBuf,
-    lifetime: Lifetime,
-    handle: OwnedFd,
-    child: Mutex<Child>,
-}
-
-impl Daemon {
-    /// Starts `command` in `netns`, with its output appended to `log`, and records it in the lab's directory.
-    ///
-    /// # Errors
-    /// If it cannot be started or recorded.
-    pub fn spawn(
-        lab: LabId,
-        name: &str,
-        netns: &Netns,
-        mut command: Command,
-        log: &Path,
-        lifetime: Lifetime,
-    ) -> Result<Self> {
-        let output = File::options()
-            .append(true)
-            .create(true)
-            .open(log)
-            .context("open", log.display())?;
-        let errors = output.try_clone().context("duplicate", log.display())?;
-        command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        // A group of its own: Ctrl-C in the terminal is for the lab's owner alone.
-        command.process_group(0);
-        prepare(&mut command, Some(netns), lifetime == Lifetime::Bound);
-        let description = describe(&command);
-
-        let _permit = signals::permit();
-        let child = spawn_on_lasting_thread(command).context("start", &description)?;
-        let handle = handle_of(&child)?;
-        let pid = Pid::from_child(&child);
-        let daemon = Self {
-            name: name.to_owned(),
-            pid,
-            log: log.to_owned(),
-            lifetime,
-            handle,
-            child: Mutex::new(child),
-        };
-        state::record_process(lab, ProcessId::of(pid)?, name)?;
-        Ok(daemon)
-    }
-
-    /// The process id.
-    pub fn pid(&self) -> u32 {
-        self.pid.as_raw_nonzero().get().unsigned_abs()
-    }
-
-    /// Fails if the program has ended, with the end of its log.
-    ///
-    /// # Errors
-    /// [`Error::Ended`].
-    pub fn check_running(&self) -> Result<()> {
-        if !proc::has_ended(&self.handle, Duration::ZERO) {
-            return Ok(());
-        }
-        let status = self
-            .child()
-            .wait()
-            .map_or_else(|error| error.to_string(), |status| status.to_string());
-        Err(Error::Ended {
-            name: self.name.clone(),
-            status,
-            output: last_lines(&self.log),
-        })
-    }
-
-    /// Sends a signal.
-    ///
-    /// # Errors
-    /// If the program has ended already.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        pidfd_send_signal(&self.handle, signal).context("signal", &self.name)
-    }
-
-    /// Waits for the program's end and returns how it ended.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`] if it still runs after `limit`.
-    pub fn wait(&self, limit: Duration) -> Result<ExitStatus> {
-        if !proc::has_ended(&self.handle, limit) {
-            return Err(Error::Timeout {
-                what: format!("the end of {}", self.name),
-                waited: limit,
-                last: format!("still running, its last output:\n{}", last_lines(&self.log)),
-            });
-        }
-        self.child().wait().context("wait for", &self.name)
-    }
-
-    /// Asks the program to end with SIGTERM and waits for it.
-    ///
-    /// # Errors
-    /// If it had ended already, or does not within 10 s.
-    pub fn stop(self) -> Result<ExitStatus> {
-        self.signal(Signal::TERM)?;
-        self.wait(STOP_LIMIT)
-    }
-
-    /// Kills the program with SIGKILL and waits until it is gone.
-    ///
-    /// # Errors
-    /// If it had ended already.
-    pub fn kill(self) -> Result<()> {
-        self.signal(Signal::KILL)?;
-        let status = self.wait(STOP_LIMIT)?;
-        match status.signal() {
-            Some(_) => Ok(()),
-            None => Err(Error::Ended {
-                name: self.name.clone(),
-                status: status.to_string(),
-                output: last_lines(&self.log),
-            }),
-        }
-    }
-
-    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
-        self.child
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if self.lifetime == Lifetime::Bound {
-            let mut child = self.child();
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
-/// The last lines of a log file.
-pub(crate) fn last_lines(log: &Path) -> String {
-    let bytes = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
-}
-
 /// Makes the child enter the namespace and, if so wanted, die with the thread that starts it.
-fn prepare(command: &mut Command, netns: Option<&Netns>, dies_with_thread: bool) {
+pub(crate) fn prepare(command: &mut Command, netns: Option<&Netns>, dies_with_thread: bool) {
     let netns = netns.cloned();
     let parent = getpid();
     let before_exec = move || -> std::io::Result<()> {
@@ -335,34 +175,7 @@ fn prepare(command: &mut Command, netns: Option<&Netns>, dies_with_thread: bool)
     unsafe { command.pre_exec(before_exec) };
 }
 
-type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
-
-/// Starts a daemon from a thread that ends with the process only.
-fn spawn_on_lasting_thread(command: Command) -> std::io::Result<Child> {
-    static STARTER: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let serve = move || {
-            jobs.iter()
-                .for_each(|(mut command, reply)| drop(reply.send(command.spawn())))
-        };
-        thread::Builder::new()
-            .name("daemon-starter".to_owned())
-            .spawn(serve)
-            .expect("a process can start a thread");
-        Mutex::new(sender)
-    });
-    let (reply, child) = mpsc::channel();
-    let starter = STARTER
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .clone();
-    starter
-        .send((command, reply))
-        .expect("the starter never ends");
-    child.recv().expect("the starter answers every job")
-}
-
-fn handle_of(child: &Child) -> Result<OwnedFd> {
+pub(crate) fn handle_of(child: &Child) -> Result<OwnedFd> {
     pidfd_open(Pid::from_child(child), PidfdFlags::empty())
         .context("open handle of process", child.id())
 }
@@ -381,7 +194,7 @@ fn text_of(file: &mut File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn describe(command: &Command) -> String {
+pub(crate) fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
         .map(|word| word.to_string_lossy())

@@ -4,9 +4,13 @@
 //! with the address .254, and forwarding between them. etcd listens on the first. Every cluster has namespaces of its
 //! own, so addresses and ports are the same in all of them.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path};
 
-use crate::{error::Result, netns::Netns, process};
+use crate::{
+    error::{Error, Result},
+    netns::Netns,
+    process,
+};
 
 /// Where a node is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,25 +65,47 @@ impl Default for Underlay {
     }
 }
 
-/// Sysctls of every namespace of the lab, so that the kernel sends no IPv6 packet of its own accord: a new link gets
-/// no link-local address (mode 1), hence no duplicate detection, no router solicitation and no multicast report.
-pub(crate) const QUIET: &[(&str, &str)] = &[
-    ("net/ipv6/conf/default/addr_gen_mode", "1"),
-    ("net/ipv6/conf/all/addr_gen_mode", "1"),
-];
+/// Keeps the kernel from sending IPv6 packets of its own accord in a namespace: a link that is made from now on gets no
+/// link-local address (mode 1), hence no duplicate detection, no router solicitation and no multicast report.
+pub(crate) fn silence(netns: &Netns) -> Result<()> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
+    }
+    netns.sysctl(&[
+        ("net/ipv6/conf/default/addr_gen_mode", "1"),
+        ("net/ipv6/conf/all/addr_gen_mode", "1"),
+    ])
+}
+
+/// Chooses whether a namespace shows bridged IPv4 packets to iptables.
+///
+/// # Errors
+/// If they are to be shown and the kernel has no bridge netfilter.
+pub(crate) fn set_bridge_netfilter(netns: &Netns, on: bool) -> Result<()> {
+    const SETTINGS: &str = "/proc/sys/net/bridge";
+    if on && !Path::new(SETTINGS).exists() {
+        // A module on most distributions; Kubernetes nodes load it at boot. Its absence is told below.
+        process::run(None, "modprobe", &["br_netfilter"]).ok();
+    }
+    match (Path::new(SETTINGS).exists(), on) {
+        (true, _) => netns.sysctl(&[("net/bridge/bridge-nf-call-iptables", if on { "1" } else { "0" })]),
+        (false, false) => Ok(()),
+        (false, true) => Err(Error::Unsupported(
+            "this kernel has no bridge netfilter: load the module br_netfilter, or build the cluster without".to_owned(),
+        )),
+    }
+}
 
 /// Makes the switch's namespace: bridges, addresses, forwarding.
 pub(crate) fn build_switch(switch: &Netns, underlay: Underlay) -> Result<()> {
-    switch.sysctl(QUIET)?;
+    silence(switch)?;
     switch.sysctl(&[
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", "0"),
-        // A switch does not show frames to netfilter.
-        ("net/bridge/bridge-nf-call-iptables", "0"),
-        ("net/bridge/bridge-nf-call-ip6tables", "0"),
-        ("net/bridge/bridge-nf-call-arptables", "0"),
     ])?;
+    // A switch does not show frames to netfilter.
+    set_bridge_netfilter(switch, false)?;
     let mut batch = "link set lo up\n".to_owned();
     for segment in [Segment::First, Segment::Routed] {
         let (bridge, gateway, mtu) = (segment.bridge(), segment.gateway(), underlay.mtu);

@@ -4,10 +4,12 @@
 //! as text, or as one JSON document. Nothing is left behind, however the demo ends, unless `--keep` asks for it.
 
 mod check;
+mod matrix;
 mod observe;
 mod report;
 mod screen;
 mod start;
+mod stream;
 mod style;
 mod view;
 

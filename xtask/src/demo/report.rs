@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::demo::{
     Options, check,
     check::Pair,
-    observe::{self, NodeView, Packets, StreamView},
+    observe::{self, NodeView, Packets},
+    stream::StreamView,
     style::Line,
     view,
 };

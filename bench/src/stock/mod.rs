@@ -3,6 +3,9 @@
 //!
 //! Backends `vxlan` and `host-gw`, IPv4. It follows lease changes when told to, by [`Stock::refresh`].
 
+mod entries;
+mod netconf;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -10,8 +13,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
-
-use serde::Deserialize;
 
 use crate::{
     cluster::Settings,
@@ -21,6 +22,10 @@ use crate::{
     lease::{Lease, Subnet},
     netns::Netns,
     process,
+    stock::{
+        entries::{Commands, Verb},
+        netconf::{Backend, NetConf},
+    },
     underlay::{self, Underlay},
 };
 
@@ -28,42 +33,6 @@ use crate::{
 const LEASE_TTL: &str = "86400";
 /// What VXLAN over IPv4 adds to a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
 const VXLAN_OVERHEAD: u32 = 50;
-
-/// The parts of the network config that matter here, with upstream's defaults.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct NetConf {
-    network: String,
-    #[serde(default = "default_subnet_len")]
-    subnet_len: u8,
-    #[serde(default)]
-    backend: Backend,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Backend {
-    r#type: String,
-    #[serde(rename = "VNI")]
-    vni: Option<u32>,
-    port: Option<u16>,
-}
-
-impl Backend {
-    /// VXLAN network identifier; flannel's default is 1.
-    fn vni(&self) -> u32 {
-        self.vni.unwrap_or(1)
-    }
-
-    /// UDP port; flannel leaves it to the kernel, whose default is 8472.
-    fn port(&self) -> u16 {
-        self.port.filter(|port| *port != 0).unwrap_or(8472)
-    }
-}
-
-fn default_subnet_len() -> u8 {
-    24
-}
 
 /// The stock flannel of one node.
 #[derive(Debug)]
@@ -284,8 +253,10 @@ impl Stock {
                  link set flannel.{vni} up\n"
             ),
         )?;
-        self.netns
-            .sysctl(&[(&format!("net/ipv6/conf/flannel.{vni}/accept_ra"), "0")])
+        // Upstream ignores errors here, too: the kernel may have no IPv6.
+        let accept_ra = format!("net/ipv6/conf/flannel.{vni}/accept_ra");
+        self.netns.sysctl(&[(&accept_ra, "0")]).ok();
+        Ok(())
     }
 
     fn install_rules(&self, network: Subnet, subnet: Subnet) -> Result<()> {
@@ -322,68 +293,5 @@ impl Stock {
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verb {
-    Replace,
-    Delete,
-}
-
-/// Batches for `ip` and `bridge`.
-#[derive(Default)]
-struct Commands {
-    ip: String,
-    bridge: String,
-    routes: String,
-}
-
-impl Commands {
-    /// Upstream's order: neighbour, FDB entry, and last the route, so that the kernel never asks for the neighbour.
-    fn peer(&mut self, verb: Verb, backend: &Backend, subnet: Subnet, lease: &Lease) -> Result<()> {
-        let public_ip = lease.value.public_ip;
-        if backend.r#type == "host-gw" {
-            self.routes += &match verb {
-                Verb::Replace => format!("route replace {subnet} via {public_ip} dev eth0\n"),
-                Verb::Delete => format!("route delete {subnet} via {public_ip} dev eth0\n"),
-            };
-            return Ok(());
-        }
-        let (device, first) = (format!("flannel.{}", backend.vni()), subnet.address);
-        let mac = lease
-            .value
-            .backend_data
-            .as_ref()
-            .and_then(|data| data.vtep_mac.as_deref())
-            .ok_or_else(|| Error::Unsupported(format!("the lease of {subnet} has no VtepMAC")))?;
-        match verb {
-            Verb::Replace => {
-                self.ip +=
-                    &format!("neighbour replace {first} lladdr {mac} dev {device} nud permanent\n");
-                self.bridge +=
-                    &format!("fdb replace {mac} dev {device} dst {public_ip} self permanent\n");
-                self.routes += &format!("route replace {subnet} via {first} dev {device} onlink\n");
-            }
-            Verb::Delete => {
-                self.ip += &format!("neighbour delete {first} dev {device}\n");
-                self.bridge += &format!("fdb delete {mac} dev {device} dst {public_ip} self\n");
-                self.routes += &format!("route delete {subnet} via {first} dev {device}\n");
-            }
-        }
-        Ok(())
-    }
-
-    fn run(&self, netns: &Netns) -> Result<()> {
-        for (program, batch) in [
-            ("ip", &self.ip),
-            ("bridge", &self.bridge),
-            ("ip", &self.routes),
-        ] {
-            if !batch.is_empty() {
-                process::run_with_input(Some(netns), program, &["-batch", "-"], batch)?;
-            }
-        }
-        Ok(())
     }
 }
