@@ -24,6 +24,8 @@ const ECHO_REPLY: u8 = 0;
 const HEADER: usize = 8;
 /// Bytes behind the header, as `ping` sends by default.
 const PAYLOAD: usize = 56;
+/// How long the next request waits for the answer to the one before, lest that answer wait in the socket meanwhile.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Sends echo requests from one host.
 #[derive(Debug)]
@@ -56,8 +58,8 @@ impl Pinger {
         })
     }
 
-    /// Sends one request to each target and returns the round-trip times in the same order; none where no answer came
-    /// within `limit`.
+    /// Sends one request to each target, one after the other, and returns the round-trip times in the same order; none
+    /// where no answer came within `limit` after the last request.
     ///
     /// # Errors
     /// If the socket fails. A target without a route is no error but has no time.
@@ -70,22 +72,38 @@ impl Pinger {
         let mut request = [0; HEADER + PAYLOAD];
         request[0] = ECHO_REQUEST;
         request[6..HEADER].copy_from_slice(&self.sequence.to_be_bytes());
-        let mut sent = HashMap::new();
+        let mut round = Round {
+            waiting: HashMap::new(),
+            times: vec![None; targets.len()],
+        };
         for (index, target) in targets.iter().enumerate() {
-            let now = Instant::now();
             if self.socket.send_to(&request, (*target, 0)).is_ok() {
-                sent.insert(*target, (index, now));
+                round.waiting.insert(*target, (index, Instant::now()));
+                self.receive(&request[..HEADER], &mut round, PATIENCE, |round| {
+                    round.times[index].is_some()
+                })?;
             }
         }
-        let mut times = vec![None; targets.len()];
+        self.receive(&request[..HEADER], &mut round, limit, |round| {
+            round.waiting.is_empty()
+        })?;
+        Ok(round.times)
+    }
+
+    /// Takes answers until `done`, or for `limit`.
+    fn receive(
+        &self,
+        request: &[u8],
+        round: &mut Round,
+        limit: Duration,
+        done: impl Fn(&Round) -> bool,
+    ) -> io::Result<()> {
         let end = Instant::now() + limit;
         let mut buffer = [0; HEADER + PAYLOAD];
-        while let Some(left) = end
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
-        {
-            if sent.is_empty() {
-                break;
+        while !done(round) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
             }
             self.socket.set_read_timeout(Some(left))?;
             match self.socket.recv_from(&mut buffer) {
@@ -93,27 +111,27 @@ impl Pinger {
                     let now = Instant::now();
                     let is_answer = length >= HEADER
                         && buffer[0] == ECHO_REPLY
-                        && buffer[6..HEADER] == request[6..HEADER];
+                        && buffer[6..HEADER] == request[6..];
                     if let (true, IpAddr::V4(source)) = (is_answer, source.ip())
-                        && let Some((index, start)) = sent.remove(&source)
+                        && let Some((index, start)) = round.waiting.remove(&source)
                     {
-                        times[index] = Some(now - start);
+                        round.times[index] = Some(now - start);
                     }
                 }
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
-                    break;
-                }
-                // An ICMP error of an earlier request.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
-                    ) => {}
-                Err(error) => return Err(error),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(()),
+                    // An ICMP error in answer to an earlier request.
+                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {}
+                    _ => return Err(error),
+                },
             }
         }
-        Ok(times)
+        Ok(())
     }
+}
+
+/// Requests that wait for their answers, by target: index and time. And the answers' times, by index.
+struct Round {
+    waiting: HashMap<Ipv4Addr, (usize, Instant)>,
+    times: Vec<Option<Duration>>,
 }

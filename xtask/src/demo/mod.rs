@@ -6,6 +6,7 @@
 mod check;
 mod matrix;
 mod observe;
+mod packets;
 mod report;
 mod screen;
 mod start;

@@ -13,6 +13,7 @@ use crate::demo::{
     Options, check,
     check::Pair,
     observe::{self, NodeView, Packets},
+    packets,
     stream::StreamView,
     style::Line,
     view,
@@ -113,7 +114,7 @@ impl Report {
             text.push('\n');
         };
         add(view::nodes(&self.nodes));
-        add(view::packets(&self.packets, None));
+        add(packets::table(&self.packets, None));
         add(view::pairs(&self.pairs));
         add(vec![view::measured_stream(self.stream.as_ref())]);
         let problems = view::problems(&self.nodes);
