@@ -96,11 +96,10 @@ impl Matrix {
 
 /// At most five characters for anything under 100 s.
 fn milliseconds(time: Duration) -> String {
-    let ms = time.as_secs_f64() * 1e3;
-    if ms < 99.995 {
-        format!("{ms:.2}")
-    } else {
-        format!("{ms:.0}")
+    match time.as_secs_f64() * 1e3 {
+        ms if ms < 9.9995 => format!("{ms:.3}"),
+        ms if ms < 99.995 => format!("{ms:.2}"),
+        ms => format!("{ms:.0}"),
     }
 }
 
@@ -112,6 +111,6 @@ mod tests {
     fn slow_answers_fit_their_cell() {
         let times = [0.0001, 0.012_345, 0.099_99, 0.5, 1.5]
             .map(|s| milliseconds(Duration::from_secs_f64(s)));
-        assert_eq!(times, ["0.10", "12.35", "99.99", "500", "1500"]);
+        assert_eq!(times, ["0.100", "12.35", "99.99", "500", "1500"]);
     }
 }

@@ -295,7 +295,7 @@ mod tests {
         assert!(
             lines
                 .iter()
-                .any(|line| line == "n1-p2      0.12       -    0.12    0.12"),
+                .any(|line| line == "n1-p2     0.123       -   0.123   0.123"),
             "{lines:#?}"
         );
         assert!(
@@ -321,9 +321,9 @@ mod tests {
         assert!(lines.len() <= 24, "{lines:#?}");
         let first = lines
             .iter()
-            .find(|line| line.starts_with("n1 ") && line.contains("0.12"))
+            .find(|line| line.starts_with("n1 ") && line.contains("0.123"))
             .expect("a row of n1");
-        assert_eq!(first, "n1               0.12  2 fail    0.12    0.12");
+        assert_eq!(first, "n1              0.123  2 fail   0.123   0.123");
         let lines = text(&screen(
             &seen,
             Size {
