@@ -14,6 +14,7 @@ use crate::{
     netns::Netns,
     node::{Node, NodeConfig},
     process::Lifetime,
+    signals,
     state::{self, LabId},
     underlay::{self, Segment, Underlay},
 };
@@ -99,6 +100,8 @@ impl Drop for Lab {
         if self.kept {
             return;
         }
+        // When a signal has begun the teardown, that is what ends the process, with its status: wait for it here.
+        drop(signals::permit());
         for problem in state::remove(self.id) {
             eprintln!("teardown of lab {}: {problem}", self.id);
         }

@@ -1,6 +1,7 @@
-//! The two mounts that labs need and share: the BPF file system and a shared `/run/netns`.
+//! Mounts: memory for each lab's directory, and the two that labs share, the BPF file system and a shared
+//! `/run/netns`.
 //!
-//! What was there before stays; what a lab mounted is marked with a file, and the last lab of the machine unmounts it,
+//! Of the shared ones, what was there before stays; what a lab mounted is marked with a file, and the last lab of the machine unmounts it,
 //! unless somebody else has begun to use it. Only [`crate::state`] calls this, with its lock held.
 
 use std::{fs, path::Path};
@@ -48,6 +49,24 @@ pub(crate) fn acquire() -> Result<()> {
         }
         changed => changed.context("share", netns::DIRECTORY),
     }
+}
+
+/// Mounts memory over a lab's directory: etcd waits for its disk on every write, and a busy disk would make it late.
+pub(crate) fn memory(directory: &Path) -> Result<()> {
+    let options = Some(c"mode=0700,size=1g");
+    rustix::mount::mount(
+        "flannel-lab",
+        directory,
+        "tmpfs",
+        MountFlags::empty(),
+        options,
+    )
+    .context("mount memory on", directory.display())
+}
+
+/// Unmounts a lab's directory, at once as far as names go; what is not mounted stays as it is.
+pub(crate) fn unmount(directory: &Path) {
+    rustix::mount::unmount(directory, UnmountFlags::DETACH).ok();
 }
 
 /// Unmounts what labs have mounted, unless somebody else has put something there: then it is theirs from now on.

@@ -22,6 +22,7 @@ use crate::{
     error::{Error, IoContext, Result},
     mounts, netns,
     proc::ProcessId,
+    signals,
 };
 
 /// Where labs keep their directories.
@@ -78,6 +79,7 @@ impl LabId {
 /// # Errors
 /// Without root, or if the BPF file system cannot be mounted.
 pub fn create() -> Result<LabId> {
+    let _permit = signals::permit();
     let _lock = lock()?;
     mounts::acquire()?;
     let id = std::iter::repeat_with(LabId::random)
@@ -85,6 +87,7 @@ pub fn create() -> Result<LabId> {
         .expect("the numbers do not end");
     let directory = id.directory();
     fs::create_dir(&directory).context("create", directory.display())?;
+    mounts::memory(&directory)?;
     let owner = ProcessId::own()?;
     fs::write(directory.join("owner"), format!("{owner}\n"))
         .context("write owner of", directory.display())?;
@@ -197,7 +200,9 @@ fn remove_contents(id: LabId) -> Vec<Error> {
 
 /// Removes the lab's directory, and with the last one what all labs share. The lock must be held.
 fn remove_directory(id: LabId) -> Option<Error> {
-    let result = remove_tree(&id.directory());
+    let directory = id.directory();
+    mounts::unmount(&directory);
+    let result = remove_tree(&directory);
     release_shared();
     result.err()
 }
