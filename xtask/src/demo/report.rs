@@ -266,3 +266,84 @@ pub(super) fn keeping(cluster: &Cluster, agent: &Path) -> String {
     }
     text + "To remove it:\n  cargo xtask run --clean\n"
 }
+
+#[cfg(test)]
+mod tests {
+    use lab::status::Counters;
+
+    use super::*;
+    use crate::demo::observe::PathView;
+
+    fn node(mode: &str, fast: bool, reason: Option<&str>) -> NodeView {
+        let reason = reason.map(str::to_owned);
+        let path = PathView {
+            mode: mode.to_owned(),
+            fast,
+            reason,
+            ..PathView::default()
+        };
+        NodeView {
+            name: "n1".to_owned(),
+            path,
+            ..NodeView::default()
+        }
+    }
+
+    fn counted(fast_egress: u64, fast_ingress: u64) -> Packets {
+        let bpf = Counters {
+            fast_egress,
+            fast_ingress,
+            ..Counters::default()
+        };
+        Packets {
+            bpf,
+            ..Packets::default()
+        }
+    }
+
+    #[test]
+    fn status_counters_and_log_must_tell_the_same() {
+        let reason = Some("bpf(2) is denied: \"EPERM\"");
+        let log = "WARN kernel path only: bpf(2) is denied: \\\"EPERM\\\"";
+        let agreeing = [
+            (node("subnet", true, None), counted(9, 9), ""),
+            (node("subnet", false, reason), counted(0, 0), log),
+            (node("off", false, None), counted(0, 0), ""),
+        ];
+        for (node, packets, log) in agreeing {
+            assert_eq!(contradiction(&node, &packets, log), None);
+        }
+        let disagreeing = [
+            (node("subnet", true, None), counted(9, 0), "", "0 came in"),
+            (node("subnet", true, None), counted(0, 9), "", "0 went out"),
+            (
+                node("subnet", false, reason),
+                counted(0, 1),
+                log,
+                "1 packets took the fast path",
+            ),
+            (
+                node("subnet", false, reason),
+                counted(0, 0),
+                "INFO ready",
+                "log does not say why",
+            ),
+            (
+                node("subnet", false, None),
+                counted(0, 0),
+                "",
+                "status does not say why",
+            ),
+            (
+                node("off", false, None),
+                counted(1, 0),
+                "",
+                "1 packets took the fast path",
+            ),
+        ];
+        for (node, packets, log, expected) in disagreeing {
+            let found = contradiction(&node, &packets, log).unwrap_or_default();
+            assert!(found.contains(expected), "{found:?} for {expected:?}");
+        }
+    }
+}
