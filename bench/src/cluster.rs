@@ -1,0 +1,327 @@
+//! A cluster: switch, etcd and nodes, built in parallel where that helps, and removed without a trace.
+
+use std::{
+    fmt,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    cni,
+    error::{Error, Result},
+    etcd::Etcd,
+    netns::Netns,
+    node::{Node, NodeConfig},
+    process::Lifetime,
+    signals,
+    state::{self, LabId},
+    underlay::{self, Segment, Underlay},
+};
+
+/// What to build.
+pub struct ClusterConfig {
+    /// The nodes, numbered from 1 in this order.
+    pub nodes: Vec<NodeConfig>,
+    /// Pods to make on each node that runs flannel, ours or stock.
+    pub pods: usize,
+    /// The network config, as it is written to etcd.
+    pub network: String,
+    /// The links between the nodes.
+    pub underlay: Underlay,
+    /// Whether bridged pod traffic meets iptables (`bridge-nf-call-iptables`), as Kubernetes wants it.
+    pub bridge_netfilter: bool,
+    /// How many services' rules each node holds, as if kube-proxy ran there.
+    pub services: usize,
+    /// Whether the cluster goes with this process.
+    pub lifetime: Lifetime,
+    /// Told of each step of the start.
+    pub progress: Option<Box<Observer>>,
+}
+
+/// Is told of a cluster's start.
+pub type Observer = dyn Fn(Step<'_>) + Send + Sync;
+
+impl Default for ClusterConfig {
+    /// No nodes; VXLAN on 10.5.0.0/16; an underlay as veth makes it; bridge netfilter on, no service rules.
+    fn default() -> Self {
+        Self {
+            nodes: Vec::new(),
+            pods: 0,
+            network: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
+            underlay: Underlay::default(),
+            bridge_netfilter: true,
+            services: 0,
+            lifetime: Lifetime::Bound,
+            progress: None,
+        }
+    }
+}
+
+/// Progress of a cluster's start.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// Work on this has begun.
+    Begin(&'a str),
+    /// It is done, after this time.
+    Done(&'a str, Duration),
+}
+
+/// What all parts of one cluster share.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) lab: LabId,
+    pub(crate) switch: Netns,
+    pub(crate) etcd: Arc<Etcd>,
+    pub(crate) network: String,
+    pub(crate) underlay: Underlay,
+    pub(crate) bridge_netfilter: bool,
+    pub(crate) services: usize,
+    pub(crate) lifetime: Lifetime,
+}
+
+/// A running cluster; removed when it is dropped.
+pub struct Cluster {
+    nodes: Vec<Arc<Node>>,
+    next_number: u8,
+    settings: Settings,
+    // Last: the directory goes when everything else is gone.
+    lab: Lab,
+}
+
+/// Removes what bears the lab's number.
+struct Lab {
+    id: LabId,
+    kept: bool,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // When a signal has begun the teardown, that is what ends the process, with its status: wait for it here.
+        drop(signals::permit());
+        for problem in state::remove(self.id) {
+            eprintln!("teardown of lab {}: {problem}", self.id);
+        }
+    }
+}
+
+impl Cluster {
+    /// Removes leftovers of dead labs, then builds the cluster and waits until every node is ready and knows every
+    /// other and all pods are attached.
+    ///
+    /// # Errors
+    /// Whatever fails first; what was built until then is removed.
+    pub fn start(config: ClusterConfig) -> Result<Self> {
+        cni::plugin_directory()?;
+        let progress = Progress(config.progress.as_deref());
+        let mut cluster = progress.step("network namespaces, switch and etcd", || {
+            Self::build_base(&config)
+        })?;
+        progress.step("nodes", || {
+            let nodes = config.nodes.iter().zip(1..).collect::<Vec<_>>();
+            let built = in_parallel(&nodes, |(node, number)| {
+                Node::build(&cluster.settings, *number, node)
+            })?;
+            cluster.next_number = built.last().map_or(1, |node| node.number() + 1);
+            cluster.nodes = built.into_iter().map(Arc::new).collect();
+            Ok(())
+        })?;
+        progress.step("network config in etcd", || {
+            cluster.settings.etcd.wait_ready()?;
+            cluster.settings.etcd.put_config(&config.network)
+        })?;
+        progress.step("flannel on every node", || {
+            cluster.start_flannel(&cluster.nodes)?;
+            cluster.wait_converged()
+        })?;
+        progress.step("pods", || {
+            in_parallel(&cluster.nodes, |node| {
+                let has_flannel = node.try_agent().is_some() || node.try_stock().is_some();
+                let pods = if has_flannel { config.pods } else { 0 };
+                (0..pods).try_for_each(|_| node.add_pod().map(drop))
+            })
+        })?;
+        Ok(cluster)
+    }
+
+    fn build_base(config: &ClusterConfig) -> Result<Self> {
+        state::reap_stale()?;
+        let id = state::create()?;
+        let lab = Lab { id, kept: false };
+        let switch = Netns::create_with(&id.namespace("sw"), config.lifetime)?;
+        underlay::build_switch(&switch, config.underlay)?;
+        let etcd = Arc::new(Etcd::new(
+            id,
+            switch.clone(),
+            Segment::First.gateway(),
+            config.lifetime,
+        ));
+        // Serves by the time the nodes are built.
+        etcd.spawn()?;
+        let settings = Settings {
+            lab: id,
+            switch,
+            etcd,
+            network: config.network.clone(),
+            underlay: config.underlay,
+            bridge_netfilter: config.bridge_netfilter,
+            services: config.services,
+            lifetime: config.lifetime,
+        };
+        Ok(Self {
+            nodes: Vec::new(),
+            next_number: 1,
+            settings,
+            lab,
+        })
+    }
+
+    /// Starts what the nodes are to run and waits for it.
+    fn start_flannel(&self, nodes: &[Arc<Node>]) -> Result<()> {
+        in_parallel(nodes, |node| {
+            if let Some(agent) = node.try_agent() {
+                agent.start()?;
+                agent.wait_ready()?;
+            }
+            node.try_stock().map_or(Ok(()), |stock| stock.start())
+        })
+        .map(drop)
+    }
+
+    /// Waits until every agent knows all other leases, and makes the stock nodes follow them.
+    ///
+    /// # Errors
+    /// If an agent ends, or does not know all peers in time.
+    pub fn wait_converged(&self) -> Result<()> {
+        let leases = self.settings.etcd.leases()?.len();
+        in_parallel(&self.nodes, |node| {
+            if let Some(agent) = node.try_agent() {
+                agent.wait_status("knowledge of all peers", |status| {
+                    status.peers.len() + 1 == leases
+                })?;
+            }
+            node.try_stock().map_or(Ok(()), |stock| stock.refresh())
+        })
+        .map(drop)
+    }
+
+    /// Adds a node to the running cluster and waits until all know it. It has no pods yet.
+    ///
+    /// # Errors
+    /// Whatever fails first.
+    pub fn add_node(&mut self, config: &NodeConfig) -> Result<Arc<Node>> {
+        let node = Arc::new(Node::build(&self.settings, self.next_number, config)?);
+        self.next_number += 1;
+        self.start_flannel(std::slice::from_ref(&node))?;
+        self.nodes.push(node.clone());
+        self.wait_converged()?;
+        Ok(node)
+    }
+
+    /// Takes a node away, as if it were switched off: its agent is killed, its lease stays.
+    ///
+    /// # Errors
+    /// If there is no such node, or something of it cannot be removed.
+    pub fn remove_node(&mut self, number: u8) -> Result<()> {
+        let index = self.nodes.iter().position(|node| node.number() == number);
+        let index =
+            index.ok_or_else(|| Error::Unsupported(format!("there is no node n{number}")))?;
+        self.nodes.remove(index).power_off()
+    }
+
+    /// The nodes, in the order of their numbers.
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// Node `n<number>`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn node(&self, number: u8) -> &Arc<Node> {
+        self.nodes
+            .iter()
+            .find(|node| node.number() == number)
+            .unwrap_or_else(|| panic!("there is no node n{number}"))
+    }
+
+    /// The cluster's etcd.
+    pub fn etcd(&self) -> &Etcd {
+        &self.settings.etcd
+    }
+
+    /// The namespace of switch, router and etcd.
+    pub fn switch(&self) -> &Netns {
+        &self.settings.switch
+    }
+
+    /// The lab's number.
+    pub fn id(&self) -> LabId {
+        self.settings.lab
+    }
+
+    /// From now on the cluster stays up when it is dropped or this process ends; [`state::clean`] removes it then.
+    ///
+    /// # Errors
+    /// If it was started with [`Lifetime::Bound`]: its daemons would die with this process.
+    pub fn keep(&mut self) -> Result<()> {
+        if self.settings.lifetime == Lifetime::Bound {
+            let reason = "only a cluster with Lifetime::Outlives can be kept";
+            return Err(Error::Unsupported(reason.to_owned()));
+        }
+        state::keep(self.id())?;
+        self.lab.kept = true;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("id", &self.id())
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Progress<'a>(Option<&'a Observer>);
+
+impl Progress<'_> {
+    fn step<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let report = |step: Step<'_>| self.0.iter().for_each(|report| report(step));
+        let start = Instant::now();
+        report(Step::Begin(what));
+        let done = work()?;
+        report(Step::Done(what, start.elapsed()));
+        Ok(done)
+    }
+}
+
+/// Does `work` for all items at once, each on a thread of its own, and returns the results in order, or the first
+/// error in order.
+///
+/// # Errors
+/// Those of `work`.
+pub fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = items
+            .iter()
+            .map(|item| scope.spawn(move || work(item)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
+}

@@ -1,0 +1,280 @@
+//! Pods, attached as a container runtime and flannel's CNI plugin would do it: the real `bridge` and `host-local`
+//! plugins, with the configuration that flannel generates from `subnet.env` (upstream cni-plugin, `flannel_linux.go`).
+
+use std::{
+    env, fmt,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    str::FromStr,
+};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    error::{Error, Result},
+    lease::Subnet,
+    netns::Netns,
+    process,
+};
+
+/// Where distributions install the plugins.
+const PLUGIN_DIRECTORIES: [&str; 4] = [
+    "/usr/lib/cni",
+    "/opt/cni/bin",
+    "/usr/libexec/cni",
+    "/usr/local/lib/cni",
+];
+
+/// What the agent tells CNI plugins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// The whole cluster's network.
+    pub network: Subnet,
+    /// The node's subnet.
+    pub subnet: Subnet,
+    /// MTU of pods, in bytes.
+    pub mtu: u32,
+    /// Whether the agent masquerades traffic that leaves the network.
+    pub ip_masq: bool,
+}
+
+impl FromStr for SubnetEnv {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let value = |name: &str| {
+            let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+            pairs
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value)
+                .ok_or_else(|| bad(name, "missing", text))
+        };
+        Ok(Self {
+            network: value("FLANNEL_NETWORK")?.parse()?,
+            subnet: value("FLANNEL_SUBNET")?.parse()?,
+            mtu: value("FLANNEL_MTU")?
+                .parse()
+                .map_err(|_| bad("FLANNEL_MTU", "not a number", text))?,
+            ip_masq: value("FLANNEL_IPMASQ")?
+                .parse()
+                .map_err(|_| bad("FLANNEL_IPMASQ", "not a boolean", text))?,
+        })
+    }
+}
+
+fn bad(field: &str, reason: &str, text: &str) -> Error {
+    Error::Parse {
+        what: format!("{field} in subnet.env"),
+        reason: reason.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+impl fmt::Display for SubnetEnv {
+    /// As flanneld writes the file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "FLANNEL_NETWORK={}", self.network)?;
+        writeln!(
+            f,
+            "FLANNEL_SUBNET={}/{}",
+            self.subnet.host(1),
+            self.subnet.length
+        )?;
+        writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
+        writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
+    }
+}
+
+/// The configuration that flannel's CNI plugin hands to `bridge`, for the kube-flannel manifest's `cni-conf.json`.
+/// `data_directory` is where `host-local` remembers addresses.
+pub fn delegate_config(env: &SubnetEnv, data_directory: &Path) -> serde_json::Value {
+    json!({
+        "cniVersion": "0.3.1",
+        "name": "cbr0",
+        "type": "bridge",
+        "hairpinMode": true,
+        "ipMasq": !env.ip_masq,
+        "isDefaultGateway": true,
+        "isGateway": true,
+        "mtu": env.mtu,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{ "subnet": env.subnet.to_string() }]],
+            "routes": [{ "dst": env.network.to_string() }],
+            "dataDir": data_directory,
+        },
+    })
+}
+
+/// What a plugin answers to ADD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// Its default gateway, the bridge's address.
+    pub gateway: Ipv4Addr,
+    /// MAC address of the pod's `eth0`.
+    pub mac: String,
+    /// Name of the veth's end on the node.
+    pub host_device: String,
+}
+
+/// Attaches the pod's namespace to the node's bridge.
+///
+/// # Errors
+/// What the plugin reports.
+pub fn add(node: &Netns, pod: &Netns, config: &serde_json::Value) -> Result<Attachment> {
+    parse_result(&invoke("ADD", node, pod, config)?)
+}
+
+/// Detaches it and frees its address.
+///
+/// # Errors
+/// What the plugin reports.
+pub fn delete(node: &Netns, pod: &Netns, config: &serde_json::Value) -> Result<()> {
+    invoke("DEL", node, pod, config).map(drop)
+}
+
+fn invoke(
+    operation: &str,
+    node: &Netns,
+    pod: &Netns,
+    config: &serde_json::Value,
+) -> Result<String> {
+    let directory = plugin_directory()?;
+    let mut command = Command::new(directory.join("bridge"));
+    command
+        .env("CNI_COMMAND", operation)
+        .env("CNI_CONTAINERID", pod.name())
+        .env("CNI_NETNS", pod.path())
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", &directory);
+    process::run_command(Some(node), &mut command, &config.to_string())
+}
+
+/// The directory of the CNI plugins: the first of `CNI_PATH` and the usual places that holds `bridge`.
+///
+/// # Errors
+/// If there is none.
+pub fn plugin_directory() -> Result<PathBuf> {
+    let chosen = env::var_os("CNI_PATH")
+        .map(|paths| env::split_paths(&paths).collect::<Vec<_>>())
+        .unwrap_or_default();
+    let mut candidates = chosen
+        .into_iter()
+        .chain(PLUGIN_DIRECTORIES.map(PathBuf::from));
+    candidates.find(|directory| directory.join("bridge").exists()).ok_or_else(|| {
+        Error::Unsupported(format!(
+            "no CNI plugin `bridge` in CNI_PATH or {}: install the package containernetworking-plugins",
+            PLUGIN_DIRECTORIES.join(", ")
+        ))
+    })
+}
+
+fn parse_result(text: &str) -> Result<Attachment> {
+    #[derive(Deserialize)]
+    struct Answer {
+        interfaces: Vec<Interface>,
+        ips: Vec<Ip>,
+    }
+    #[derive(Deserialize)]
+    struct Interface {
+        name: String,
+        mac: String,
+        #[serde(default)]
+        sandbox: String,
+    }
+    #[derive(Deserialize)]
+    struct Ip {
+        address: String,
+        gateway: Ipv4Addr,
+    }
+    let bad = |reason: &str| Error::Parse {
+        what: "result of the bridge plugin".to_owned(),
+        reason: reason.to_owned(),
+        text: text.to_owned(),
+    };
+    let answer: Answer = serde_json::from_str(text).map_err(|error| bad(&error.to_string()))?;
+    let inside = answer
+        .interfaces
+        .iter()
+        .find(|interface| !interface.sandbox.is_empty());
+    let host = answer
+        .interfaces
+        .iter()
+        .find(|interface| interface.sandbox.is_empty() && interface.name != "cni0");
+    let ip = answer.ips.first().ok_or_else(|| bad("no address"))?;
+    let address = ip.address.split('/').next().unwrap_or_default();
+    Ok(Attachment {
+        address: address.parse().map_err(|_| bad("address is not IPv4"))?,
+        gateway: ip.gateway,
+        mac: inside
+            .ok_or_else(|| bad("no interface in the pod"))?
+            .mac
+            .clone(),
+        host_device: host
+            .ok_or_else(|| bad("no interface on the node"))?
+            .name
+            .clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENV: &str = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.9.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+    #[test]
+    fn subnet_env_round_trips() {
+        let env: SubnetEnv = ENV.parse().unwrap();
+        assert_eq!(
+            (env.subnet.to_string().as_str(), env.mtu, env.ip_masq),
+            ("10.5.9.0/24", 1450, true)
+        );
+        assert_eq!(env.to_string(), ENV);
+        let error = ENV.replace("1450", "big").parse::<SubnetEnv>().unwrap_err();
+        assert!(error.to_string().contains("FLANNEL_MTU"), "{error}");
+        assert!(
+            "FLANNEL_NETWORK=10.5.0.0/16\n"
+                .parse::<SubnetEnv>()
+                .unwrap_err()
+                .to_string()
+                .contains("FLANNEL_SUBNET")
+        );
+    }
+
+    #[test]
+    fn delegate_config_is_the_recorded_one() {
+        let recorded = r#"{"cniVersion":"0.3.1","hairpinMode":true,"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.5.9.0/24"}]],"routes":[{"dst":"10.5.0.0/16"}],"type":"host-local"},"isDefaultGateway":true,"isGateway":true,"mtu":1450,"name":"cbr0","type":"bridge"}"#;
+        let mut ours = delegate_config(&ENV.parse().unwrap(), Path::new("/data"));
+        ours["ipam"]
+            .as_object_mut()
+            .unwrap()
+            .remove("dataDir")
+            .unwrap();
+        assert_eq!(
+            ours,
+            serde_json::from_str::<serde_json::Value>(recorded).unwrap()
+        );
+    }
+
+    #[test]
+    fn recorded_result_is_understood() {
+        let text = r#"{"cniVersion":"0.3.1","interfaces":[{"name":"cni0","mac":"5a:f7:16:23:9e:3c"},
+            {"name":"vetha4719a2d","mac":"26:c3:ae:45:e1:df"},
+            {"name":"eth0","mac":"1e:22:ed:af:00:f4","sandbox":"/run/netns/c1a"}],
+            "ips":[{"version":"4","interface":2,"address":"10.5.21.2/24","gateway":"10.5.21.1"}],
+            "routes":[{"dst":"10.5.0.0/16"},{"dst":"0.0.0.0/0","gw":"10.5.21.1"}],"dns":{}}"#;
+        let expected = Attachment {
+            address: Ipv4Addr::new(10, 5, 21, 2),
+            gateway: Ipv4Addr::new(10, 5, 21, 1),
+            mac: "1e:22:ed:af:00:f4".to_owned(),
+            host_device: "vetha4719a2d".to_owned(),
+        };
+        assert_eq!(parse_result(text).unwrap(), expected);
+        assert!(parse_result("{}").is_err());
+    }
+}

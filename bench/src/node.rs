@@ -1,0 +1,316 @@
+//! A node: a namespace with `eth0`, pods on `cni0`, and whatever plays flanneld there.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use crate::{
+    agent::{Agent, AgentConfig},
+    cluster::Settings,
+    cni::{self, Attachment, SubnetEnv},
+    error::{IoContext, Result},
+    netns::{self, Netns},
+    process::{self, Lifetime},
+    services,
+    state::LabId,
+    stock::Stock,
+    underlay::{self, Segment},
+};
+
+/// What runs on a node.
+#[derive(Clone, Debug, Default)]
+pub enum Role {
+    /// Our agent.
+    Agent(AgentConfig),
+    /// A stock flannel node, imitated with iproute2 commands.
+    Stock,
+    /// Nothing: a machine on the underlay.
+    #[default]
+    Bare,
+}
+
+/// A node to be made.
+#[derive(Clone, Debug, Default)]
+pub struct NodeConfig {
+    /// What runs on it.
+    pub role: Role,
+    /// Where it is attached.
+    pub segment: Segment,
+}
+
+impl NodeConfig {
+    /// A node that runs our agent.
+    pub fn agent(config: &AgentConfig) -> Self {
+        Self {
+            role: Role::Agent(config.clone()),
+            segment: Segment::First,
+        }
+    }
+
+    /// A stock flannel node.
+    pub fn stock() -> Self {
+        Self {
+            role: Role::Stock,
+            segment: Segment::First,
+        }
+    }
+
+    /// The same node behind the router.
+    pub fn routed(self) -> Self {
+        Self {
+            segment: Segment::Routed,
+            ..self
+        }
+    }
+}
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    number: u8,
+    segment: Segment,
+    lab: LabId,
+    lifetime: Lifetime,
+    netns: Netns,
+    directory: PathBuf,
+    next_pod: AtomicU32,
+    pods: Mutex<Vec<Pod>>,
+    flanneld: Flanneld,
+}
+
+/// Who does flanneld's work on a node.
+#[derive(Debug)]
+enum Flanneld {
+    Agent(Agent),
+    Stock(Stock),
+    Nobody,
+}
+
+impl Node {
+    /// Makes node number `number` and joins it to the switch; starts nothing.
+    pub(crate) fn build(settings: &Settings, number: u8, config: &NodeConfig) -> Result<Self> {
+        let name = format!("n{number}");
+        let lab = settings.lab;
+        let directory = lab.directory().join(&name);
+        fs::create_dir(&directory).context("create", directory.display())?;
+        let netns = Netns::create_with(&lab.namespace(&name), settings.lifetime)?;
+        underlay::silence(&netns)?;
+        netns.sysctl(&[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+        ])?;
+        underlay::set_bridge_netfilter(&netns, settings.bridge_netfilter)?;
+        underlay::connect(
+            &settings.switch,
+            &netns,
+            &name,
+            config.segment,
+            number,
+            settings.underlay,
+        )?;
+        services::install(&netns, &services::filler(settings.services))?;
+        let address = config.segment.address(number);
+        let flanneld = match &config.role {
+            Role::Agent(agent) => Flanneld::Agent(Agent::new(
+                settings,
+                &name,
+                &netns,
+                &directory,
+                agent.clone(),
+            )),
+            Role::Stock => {
+                Flanneld::Stock(Stock::new(settings, number, address, &netns, &directory))
+            }
+            Role::Bare => Flanneld::Nobody,
+        };
+        Ok(Self {
+            name,
+            number,
+            segment: config.segment,
+            lab,
+            lifetime: settings.lifetime,
+            netns,
+            directory,
+            next_pod: AtomicU32::new(1),
+            pods: Mutex::default(),
+            flanneld,
+        })
+    }
+
+    /// `n1`, `n2`, …
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The number in the name and in the last byte of the address, from 1.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Where it is attached.
+    pub fn segment(&self) -> Segment {
+        self.segment
+    }
+
+    /// The address of its `eth0`.
+    pub fn address(&self) -> Ipv4Addr {
+        self.segment.address(self.number)
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its directory, with `subnet.env` and logs.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The agent.
+    ///
+    /// # Panics
+    /// On a node with another role.
+    pub fn agent(&self) -> &Agent {
+        self.try_agent()
+            .unwrap_or_else(|| panic!("node {} runs no agent", self.name))
+    }
+
+    /// The agent, if the node's role is to run one.
+    pub fn try_agent(&self) -> Option<&Agent> {
+        match &self.flanneld {
+            Flanneld::Agent(agent) => Some(agent),
+            Flanneld::Stock(_) | Flanneld::Nobody => None,
+        }
+    }
+
+    /// The stock flannel.
+    ///
+    /// # Panics
+    /// On a node with another role.
+    pub fn stock(&self) -> &Stock {
+        self.try_stock()
+            .unwrap_or_else(|| panic!("node {} is no stock node", self.name))
+    }
+
+    /// The stock flannel, if that is the node's role.
+    pub fn try_stock(&self) -> Option<&Stock> {
+        match &self.flanneld {
+            Flanneld::Stock(stock) => Some(stock),
+            Flanneld::Agent(_) | Flanneld::Nobody => None,
+        }
+    }
+
+    /// The node's `subnet.env`, as the agent or the stock flannel has written it.
+    ///
+    /// # Errors
+    /// If it is not there or malformed.
+    pub fn subnet_env(&self) -> Result<SubnetEnv> {
+        let path = self.directory.join("subnet.env");
+        fs::read_to_string(&path)
+            .context("read", path.display())?
+            .parse()
+    }
+
+    /// Makes a pod and attaches it with the CNI plugins.
+    ///
+    /// # Errors
+    /// Without `subnet.env`, or what the plugins report.
+    pub fn add_pod(&self) -> Result<Pod> {
+        let name = format!(
+            "{}-p{}",
+            self.name,
+            self.next_pod.fetch_add(1, Ordering::Relaxed)
+        );
+        let netns = Netns::create_with(&self.lab.namespace(&name), self.lifetime)?;
+        underlay::silence(&netns)?;
+        process::run(Some(&netns), "ip", &["link", "set", "lo", "up"])?;
+        let config = cni::delegate_config(&self.subnet_env()?, &self.directory.join("cni"));
+        let attachment = cni::add(&self.netns, &netns, &config)?;
+        let pod = Pod {
+            name,
+            netns,
+            attachment,
+            config,
+        };
+        self.lock_pods().push(pod.clone());
+        Ok(pod)
+    }
+
+    /// Detaches a pod with the CNI plugins and removes its namespace.
+    ///
+    /// # Errors
+    /// What the plugins report.
+    pub fn delete_pod(&self, pod: Pod) -> Result<()> {
+        cni::delete(&self.netns, &pod.netns, &pod.config)?;
+        netns::remove(pod.netns.path())?;
+        self.lock_pods().retain(|other| other.name != pod.name);
+        Ok(())
+    }
+
+    /// The pods that it has now.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.lock_pods().clone()
+    }
+
+    /// Takes the node's power away: its agent is killed, its pods and its own namespace lose their names.
+    pub(crate) fn power_off(&self) -> Result<()> {
+        if let Some(agent) = self
+            .try_agent()
+            .filter(|agent| agent.check_running().is_ok())
+        {
+            agent.kill()?;
+        }
+        // Handles may keep the namespace alive: without this it would go on forwarding.
+        underlay::ip_batch(&self.netns, "link delete eth0\n")?;
+        let pods = std::mem::take(&mut *self.lock_pods());
+        pods.iter()
+            .try_for_each(|pod| netns::remove(pod.netns.path()))?;
+        netns::remove(self.netns.path())
+    }
+
+    fn lock_pods(&self) -> std::sync::MutexGuard<'_, Vec<Pod>> {
+        self.pods
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A pod: a namespace with an `eth0` on its node's bridge. A cheap handle.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    name: String,
+    netns: Netns,
+    attachment: Attachment,
+    config: serde_json::Value,
+}
+
+impl Pod {
+    /// `n1-p1`, …
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.attachment.address
+    }
+
+    /// What the CNI plugin said about it: MAC address, gateway, host side of the veth.
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+}

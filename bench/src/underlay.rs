@@ -1,0 +1,178 @@
+//! The network between the nodes: a switch, a second switch behind a router, and each node's `eth0`.
+//!
+//! One namespace plays the switches and the router: bridges `br0` (192.168.100.0/24) and `br1` (192.168.101.0/24), each
+//! with the address .254, and forwarding between them. etcd listens on the first. Every cluster has namespaces of its
+//! own, so addresses and ports are the same in all of them.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use crate::{
+    error::{Error, Result},
+    netns::Netns,
+    process,
+};
+
+/// Where a node is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Segment {
+    /// 192.168.100.0/24, with etcd and most nodes.
+    #[default]
+    First,
+    /// 192.168.101.0/24, reached through the router only.
+    Routed,
+}
+
+impl Segment {
+    /// The address of node number `host` on this segment.
+    pub fn address(self, host: u8) -> Ipv4Addr {
+        match self {
+            Self::First => Ipv4Addr::new(192, 168, 100, host),
+            Self::Routed => Ipv4Addr::new(192, 168, 101, host),
+        }
+    }
+
+    /// The router's address, and etcd's on the first segment.
+    pub fn gateway(self) -> Ipv4Addr {
+        /// The last host number.
+        const ROUTER: u8 = 254;
+        self.address(ROUTER)
+    }
+
+    fn bridge(self) -> &'static str {
+        match self {
+            Self::First => "br0",
+            Self::Routed => "br1",
+        }
+    }
+}
+
+/// Properties of all links between nodes and switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// MTU of the nodes' `eth0` and of the switch, in bytes.
+    pub mtu: u32,
+    /// Whether frames may be passed on as aggregates with unfinished checksums (TSO, GSO, GRO, checksum offload), as
+    /// veth does by default. Without, each frame is on the wire as a real one would be.
+    pub offloads: bool,
+}
+
+impl Default for Underlay {
+    fn default() -> Self {
+        Self {
+            mtu: 1500,
+            offloads: true,
+        }
+    }
+}
+
+/// Keeps the kernel from sending IPv6 packets of its own accord in a namespace: a link that is made from now on gets no
+/// link-local address (mode 1), hence no duplicate detection, no router solicitation and no multicast report.
+pub(crate) fn silence(netns: &Netns) -> Result<()> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
+    }
+    netns.sysctl(&[
+        ("net/ipv6/conf/default/addr_gen_mode", "1"),
+        ("net/ipv6/conf/all/addr_gen_mode", "1"),
+    ])
+}
+
+/// Chooses whether a namespace shows bridged IPv4 packets to iptables.
+///
+/// # Errors
+/// If they are to be shown and the kernel has no bridge netfilter.
+pub(crate) fn set_bridge_netfilter(netns: &Netns, on: bool) -> Result<()> {
+    const SETTINGS: &str = "/proc/sys/net/bridge";
+    if on && !Path::new(SETTINGS).exists() {
+        // A module on most distributions; Kubernetes nodes load it at boot. Its absence is told below.
+        process::run(None, "modprobe", &["br_netfilter"]).ok();
+    }
+    match (Path::new(SETTINGS).exists(), on) {
+        (true, _) => netns.sysctl(&[("net/bridge/bridge-nf-call-iptables", if on { "1" } else { "0" })]),
+        (false, false) => Ok(()),
+        (false, true) => Err(Error::Unsupported(
+            "this kernel has no bridge netfilter: load the module br_netfilter, or build the cluster without".to_owned(),
+        )),
+    }
+}
+
+/// Makes the switch's namespace: bridges, addresses, forwarding.
+pub(crate) fn build_switch(switch: &Netns, underlay: Underlay) -> Result<()> {
+    silence(switch)?;
+    switch.sysctl(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+    ])?;
+    // A switch does not show frames to netfilter.
+    set_bridge_netfilter(switch, false)?;
+    let mut batch = "link set lo up\n".to_owned();
+    for segment in [Segment::First, Segment::Routed] {
+        let (bridge, gateway, mtu) = (segment.bridge(), segment.gateway(), underlay.mtu);
+        batch += &format!(
+            "link add {bridge} mtu {mtu} type bridge forward_delay 0 mcast_snooping 0\n\
+             address add {gateway}/24 dev {bridge}\n\
+             link set {bridge} up\n"
+        );
+    }
+    ip_batch(switch, &batch)
+}
+
+/// Joins a node to its segment: `eth0` with address and default route in the node, a port named after the node on the
+/// switch.
+pub(crate) fn connect(
+    switch: &Netns,
+    node: &Netns,
+    port: &str,
+    segment: Segment,
+    host: u8,
+    underlay: Underlay,
+) -> Result<()> {
+    let (bridge, mtu) = (segment.bridge(), underlay.mtu);
+    ip_batch(
+        switch,
+        &format!(
+            "link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+             link set {port} master {bridge} up\n",
+            node.name()
+        ),
+    )?;
+    ip_batch(
+        node,
+        &format!(
+            "link set lo up\n\
+             address add {}/24 dev eth0\n\
+             link set eth0 up\n\
+             route add default via {}\n",
+            segment.address(host),
+            segment.gateway()
+        ),
+    )?;
+    if !underlay.offloads {
+        disable_offloads(switch, port)?;
+        disable_offloads(node, "eth0")?;
+    }
+    Ok(())
+}
+
+/// Turns off segmentation, aggregation and checksum offload of a link.
+///
+/// # Errors
+/// If `ethtool` fails.
+pub fn disable_offloads(netns: &Netns, link: &str) -> Result<()> {
+    let features = ["tso", "off", "gso", "off", "gro", "off", "tx", "off"];
+    process::run(
+        Some(netns),
+        "ethtool",
+        &[&["-K", link], &features[..]].concat(),
+    )
+    .map(drop)
+}
+
+/// Runs several `ip` commands, one per line, in one process.
+///
+/// # Errors
+/// The first command that fails ends the batch; the error names its line.
+pub fn ip_batch(netns: &Netns, commands: &str) -> Result<()> {
+    process::run_with_input(Some(netns), "ip", &["-batch", "-"], commands).map(drop)
+}

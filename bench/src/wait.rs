@@ -1,0 +1,39 @@
+//! Waiting for conditions with a deadline. Nothing in the lab sleeps for a fixed time and hopes.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::error::{Error, Result};
+
+/// How often a condition is looked at. Short against what is waited for, long against the cost of looking.
+const INTERVAL: Duration = Duration::from_millis(5);
+
+/// Calls `probe` until it yields a value, and returns that value.
+///
+/// `probe` answers `Ok(Err(state))` while the condition does not hold yet, with the state seen, which the timeout
+/// error reports; `Err` ends the wait at once.
+///
+/// # Errors
+/// [`Error::Timeout`] after `limit`, or the error of `probe`.
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match probe()? {
+            Ok(value) => return Ok(value),
+            Err(last) if start.elapsed() >= limit => {
+                return Err(Error::Timeout {
+                    what: what.to_owned(),
+                    waited: start.elapsed(),
+                    last,
+                });
+            }
+            Err(_) => thread::sleep(INTERVAL),
+        }
+    }
+}

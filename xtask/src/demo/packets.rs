@@ -1,0 +1,143 @@
+//! The table of packets: by path, and why BPF left them to the kernel.
+
+use std::time::Duration;
+
+use crate::demo::{
+    observe::Packets,
+    style::{Line, Style, grouped},
+};
+
+/// How many reasons for declining are named; the rest is summed up.
+const REASONS: usize = 4;
+/// Where the right half of the packet table begins.
+const HALF: usize = 41;
+
+/// Packets by path on the left, what was left to the kernel on the right; with rates if there is a recent past.
+pub(super) fn table(total: &Packets, recent: Option<(&Packets, Duration)>) -> Vec<Line> {
+    let rate =
+        |count: fn(&Packets) -> u64| recent.map(|(packets, time)| per_second(count(packets), time));
+    let left = [
+        counter_head("PACKETS", recent.is_some()),
+        counter(
+            "fast, from pods",
+            total.bpf.fast_egress,
+            rate(|packets| packets.bpf.fast_egress),
+        ),
+        counter(
+            "fast, to pods",
+            total.bpf.fast_ingress,
+            rate(|packets| packets.bpf.fast_ingress),
+        ),
+        counter(
+            "kernel, from pods",
+            total.kernel_egress,
+            rate(|packets| packets.kernel_egress),
+        ),
+        counter(
+            "kernel, to pods",
+            total.kernel_ingress,
+            rate(|packets| packets.kernel_ingress),
+        ),
+    ];
+    let mut reasons: Vec<_> = total
+        .bpf
+        .declined
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .collect();
+    reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), reason.as_str()));
+    let recent_of = |reason: &str| {
+        recent.map(|(packets, time)| {
+            per_second(packets.bpf.declined.get(reason).copied().unwrap_or(0), time)
+        })
+    };
+    let mut right = vec![counter_head("BPF LEFT TO KERNEL", recent.is_some())];
+    let named = if reasons.len() > REASONS {
+        REASONS - 1
+    } else {
+        reasons.len()
+    };
+    right.extend(
+        reasons[..named]
+            .iter()
+            .map(|(reason, count)| counter(reason, **count, recent_of(reason))),
+    );
+    if let Some((_, rest)) = reasons
+        .split_at_checked(named)
+        .filter(|(_, rest)| !rest.is_empty())
+    {
+        let sum = rest.iter().map(|(_, count)| **count).sum();
+        let recent = rest.iter().map(|(reason, _)| recent_of(reason)).sum();
+        right.push(counter(
+            &format!("{} other reasons", rest.len()),
+            sum,
+            recent,
+        ));
+    }
+    if reasons.is_empty() {
+        right.push(Line::of(Style::Dim, "nothing"));
+    }
+    side_by_side(left.into(), right)
+}
+
+fn counter_head(what: &str, with_rates: bool) -> Line {
+    let rates = if with_rates { "/s" } else { "" };
+    Line::of(Style::Bold, format!("{what:<18}{:>12}{rates:>9}", "total"))
+}
+
+fn counter(what: &str, total: u64, rate: Option<u64>) -> Line {
+    let style = if total == 0 { Style::Dim } else { Style::Plain };
+    let rate = rate.map(grouped).unwrap_or_default();
+    let what: String = what.chars().take(18).collect();
+    Line::of(style, format!("{what:<18}{:>12}{rate:>9}", grouped(total)))
+}
+
+fn per_second(count: u64, time: Duration) -> u64 {
+    (count as f64 / time.as_secs_f64().max(f64::EPSILON)).round() as u64
+}
+
+fn side_by_side(left: Vec<Line>, right: Vec<Line>) -> Vec<Line> {
+    let rows = left.len().max(right.len());
+    let (mut left, mut right) = (left.into_iter(), right.into_iter());
+    (0..rows)
+        .map(|_| {
+            let mut line = left.next().unwrap_or_default();
+            if let Some(right) = right.next() {
+                line.pad(HALF);
+                line.append(right);
+            }
+            line
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn reasons_are_sorted_and_summed_up() {
+        let mut packets = Packets::default();
+        packets.bpf.declined = BTreeMap::from(
+            [
+                ("icmp", 5),
+                ("tcp_flags", 9),
+                ("mtu", 1),
+                ("ttl", 1),
+                ("options", 1),
+                ("fragment", 0),
+            ]
+            .map(|(reason, count)| (reason.to_owned(), count)),
+        );
+        let lines: Vec<_> = table(&packets, None).iter().map(Line::plain).collect();
+        let right: Vec<_> = lines
+            .iter()
+            .map(|line| line.get(HALF..).unwrap_or_default())
+            .collect();
+        assert_eq!(right[1], "tcp_flags                    9");
+        assert_eq!(right[2], "icmp                         5");
+        assert_eq!(right[4], "2 other reasons              2");
+    }
+}
