@@ -142,11 +142,6 @@ impl Running {
     }
 }
 
-/// Runs a command with xtask's own output and waits for it.
-pub fn status(command: &mut Command) -> Result<ExitStatus> {
-    Running::spawn(command)?.wait()
-}
-
 /// Runs a command and collects its output.
 pub fn output(command: &mut Command) -> Result<Output> {
     let mut running = Running::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;

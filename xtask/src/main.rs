@@ -6,6 +6,7 @@
 mod build;
 mod command;
 mod setup;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -30,7 +31,9 @@ enum Task {
     /// Install what is missing and show what there is.
     Setup(setup::Options),
     /// Build the BPF object and the agent with the object in it.
-    Build,
+    Build(build::Options),
+    /// Run the tests: all of them, or the named suites.
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let workspace = Workspace::find()?;
     match &cli.task {
         Task::Setup(options) => setup::run(&workspace, options),
-        Task::Build => build::run(&workspace),
+        Task::Build(options) => build::run(&workspace, options),
+        Task::Test(options) => test::run(&workspace, options),
     }
 }

@@ -89,6 +89,17 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Installs the toolchain that serves where rust-src cannot be had, for the test of it.
+pub fn ensure_fallback() -> Result<()> {
+    BpfToolchain::ensure_debian(&Distro::detect()).map(drop)
+}
+
+/// The folder of the core library's sources in the toolchain that runs xtask, if it has them.
+pub fn host_sources() -> Result<Option<PathBuf>> {
+    let host = Rustc::of_host()?;
+    Ok(host.has_sources().then(|| host.sources()))
+}
+
 /// Installs what is missing: for a build alone, or for the lab too.
 pub fn ensure(workspace: &Workspace, scope: Scope) -> Result<BpfTools> {
     let distro = Distro::detect();

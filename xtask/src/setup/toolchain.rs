@@ -90,11 +90,14 @@ impl Rustc {
         version >= OLDEST_RUST
     }
 
-    /// Whether the core library's sources are beside it.
+    /// The folder that holds the core library's sources, if there are any.
+    pub fn sources(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib/src")
+    }
+
+    /// Whether the core library's sources are there.
     pub fn has_sources(&self) -> bool {
-        self.sysroot
-            .join("lib/rustlib/src/rust/library/Cargo.lock")
-            .is_file()
+        self.sources().join("rust/library/Cargo.lock").is_file()
     }
 }
 
@@ -127,50 +130,57 @@ pub struct BpfToolchain {
 impl BpfToolchain {
     /// The one that is installed, if any.
     pub fn find(host: &Rustc) -> Option<Self> {
-        if host.has_sources() {
-            return Some(Self {
-                origin: Origin::Host,
-                rustc: host.clone(),
-            });
-        }
-        let rustc = Rustc::of_debian().filter(Rustc::has_sources)?;
-        Some(Self {
-            origin: Origin::Debian,
-            rustc,
-        })
+        Self::host(host).or_else(Self::debian)
     }
 
     /// The one that is installed, or else the first that can be: rustup's component, then Debian's packages.
     pub fn ensure(host: &Rustc, distro: &Distro) -> Result<Self> {
-        if host.has_sources() {
-            return Ok(Self {
-                origin: Origin::Host,
-                rustc: host.clone(),
-            });
+        if let Some(found) = Self::host(host) {
+            return Ok(found);
         }
-        let refusal = match add_rustup_component(host) {
-            Ok(()) => String::new(),
-            Err(error) => {
-                command::check_interrupt()?;
-                println!("rust-src cannot be had from rustup: {error}");
-                format!(" ({error})")
-            }
-        };
-        if let Some(found) = Self::find(host) {
+        if let Err(error) = add_rustup_component() {
+            command::check_interrupt()?;
+            println!("rust-src cannot be had from rustup: {error}");
+        } else if let Some(found) = Self::host(host) {
+            return Ok(found);
+        } else {
+            println!("rustup takes rust-src for installed, but it is not there");
+        }
+        Self::ensure_debian(distro).context("rust-src is missing")
+    }
+
+    /// Debian's, installed if it is not.
+    pub fn ensure_debian(distro: &Distro) -> Result<Self> {
+        if let Some(found) = Self::debian() {
             return Ok(found);
         }
         if distro.family != Family::Debian {
-            bail!("rust-src is missing: run rustup component add rust-src{refusal}");
+            bail!(
+                "{} does not package Rust with its sources as Debian does: run rustup component add rust-src",
+                distro.name
+            );
         }
         for package in &DEBIAN_PACKAGES {
             println!("{}", distro.announce(package, "build core for BPF"));
         }
         distro.install(&DEBIAN_PACKAGES)?;
-        Self::find(host).with_context(|| {
-            format!(
-                "Debian's rustc-web is older than the workspace needs or lacks its sources: \
-                 run rustup component add rust-src{refusal}"
-            )
+        Self::debian().context(
+            "Debian's rustc-web is older than the workspace needs or lacks its sources: run rustup component add rust-src",
+        )
+    }
+
+    fn host(host: &Rustc) -> Option<Self> {
+        host.has_sources().then(|| Self {
+            origin: Origin::Host,
+            rustc: host.clone(),
+        })
+    }
+
+    fn debian() -> Option<Self> {
+        let rustc = Rustc::of_debian().filter(Rustc::has_sources)?;
+        Some(Self {
+            origin: Origin::Debian,
+            rustc,
         })
     }
 
@@ -198,7 +208,7 @@ impl BpfToolchain {
     }
 }
 
-fn add_rustup_component(host: &Rustc) -> Result<()> {
+fn add_rustup_component() -> Result<()> {
     if find_program("rustup").is_none() {
         bail!("rustup is not installed");
     }
@@ -212,9 +222,6 @@ fn add_rustup_component(host: &Rustc) -> Result<()> {
                 .find(|line| line.starts_with("error"))
                 .unwrap_or("rustup failed")
         );
-    }
-    if !host.has_sources() {
-        bail!("rustup says it is installed, but it is not there");
     }
     Ok(())
 }
