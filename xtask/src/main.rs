@@ -39,7 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             match error.downcast_ref::<Interrupted>() {
@@ -52,12 +52,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     command::pass_signals_on()?;
     let workspace = Workspace::find()?;
     match &cli.task {
-        Task::Setup(options) => setup::run(&workspace, options),
-        Task::Build(options) => build::run(&workspace, options),
-        Task::Test(options) => test::run(&workspace, options),
+        Task::Setup(options) => setup::run(&workspace, options)?,
+        Task::Build(options) => build::run(&workspace, options)?,
+        Task::Test(options) => return test::run(&workspace, options),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -200,7 +200,7 @@ pub fn as_root(program: &str) -> Result<Command> {
         return Ok(Command::new(program));
     }
     if find_program(SUDO).is_none() {
-        bail!("{program} needs root, and there is no sudo: run this as root");
+        bail!("root is needed, and there is no sudo: run this as root");
     }
     let mut command = Command::new(SUDO);
     command.arg(program);

@@ -9,10 +9,11 @@ mod tally;
 
 use std::{
     fmt,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
 use self::{runner::Runners, tally::Tally};
@@ -101,8 +102,8 @@ struct Report {
     time: Duration,
 }
 
-/// Runs the tests.
-pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+/// Runs the tests; says whether all is well.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let tools = timed("set-up", || setup::ensure(workspace, Scope::Lab))?;
     let artefacts = timed("build", || build::build(workspace, &tools))?;
     let suites = options.suites();
@@ -124,11 +125,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         });
     }
     let complaint = complaint(&reports, options.filter.is_some());
-    print!("{}", summary(&reports));
-    match complaint {
-        None => Ok(()),
-        Some(complaint) => bail!(complaint),
-    }
+    print!("{}", summary(&reports, complaint.as_deref()));
+    Ok(match complaint {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
 }
 
 /// Does a step and says how long it took.
@@ -143,20 +144,20 @@ fn timed<T>(step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn complaint(reports: &[Report], filtered: bool) -> Option<String> {
     let failed: usize = reports.iter().map(|report| report.tally.failed.len()).sum();
     if failed > 0 {
-        return Some(format!("{failed} failed"));
+        return Some(format!("the test run: {failed} failed"));
     }
     if filtered {
         let executed: u64 = reports.iter().map(|report| report.tally.executed()).sum();
-        return (executed == 0).then(|| "no test of that name was executed".into());
+        return (executed == 0).then(|| "the test run: no test of that name was executed".into());
     }
     reports
         .iter()
         .find(|report| report.suite.is_privileged() && report.tally.executed() == 0)
-        .map(|report| format!("suite {} has executed no test", report.suite))
+        .map(|report| format!("{}: no test was executed", report.suite))
 }
 
 /// The table of suites, the names of what failed and what was skipped, and the closing line.
-fn summary(reports: &[Report]) -> String {
+fn summary(reports: &[Report], complaint: Option<&str>) -> String {
     let mut text = format!(
         "\n{:8}{:>8}{:>8}{:>8}{:>10}\n",
         "SUITE", "PASSED", "FAILED", "SKIPPED", "TIME"
@@ -185,6 +186,9 @@ fn summary(reports: &[Report]) -> String {
             text += &format!("failed: {}: {test}\n", report.suite);
         }
         total.add(report.tally.clone());
+    }
+    if let Some(complaint) = complaint {
+        text += &format!("failed: {complaint}\n");
     }
     text += &format!(
         "{} passed, {} failed, {} skipped\n",
@@ -219,10 +223,11 @@ mod tests {
 
     #[test]
     fn the_summary_names_failures_and_skips_and_closes_with_the_counts() {
-        let text = summary(&[
+        let reports = [
             report(Suite::Unit, 120, &[], &[]),
             report(Suite::Cluster, 3, &["vxlan_ping"], &["wireguard"]),
-        ]);
+        ];
+        let text = summary(&reports, Some("the test run: 1 failed"));
         assert_eq!(
             text,
             "\nSUITE     PASSED  FAILED SKIPPED      TIME\n\
@@ -230,6 +235,7 @@ mod tests {
              cluster        3       1       1     1.2 s\n\
              skipped: cluster: wireguard: not root\n\
              failed: cluster: vxlan_ping\n\
+             failed: the test run: 1 failed\n\
              123 passed, 1 failed, 1 skipped\n"
         );
     }

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     build::{self, Artefacts, OBJECT_VARIABLE, Program},
-    command::{self, SUDO},
-    setup::distro::is_root,
+    command,
+    setup::distro::{as_root, is_root},
     workspace::Workspace,
 };
 
@@ -113,8 +113,7 @@ impl<'a> Runners<'a> {
         ];
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
-            let mut sudo = Command::new(SUDO);
-            sudo.arg("env");
+            let mut sudo = as_root("env")?;
             for (name, value) in variables {
                 sudo.arg(format!("{name}={}", value.display()));
             }
@@ -171,6 +170,10 @@ fn follow(name: &str, suite: Suite, command: &mut Command) -> Result<Tally> {
     let tally = reader.finish(name, end(status, start.elapsed()));
     if !tally.failed.is_empty() {
         print!("{held}");
+    }
+    if tally == Tally::default() {
+        // Nothing of that name, or nothing at all.
+        return Ok(tally);
     }
     println!(
         "  {name}: {} passed, {} failed, {} skipped in {:.1} s",
