@@ -44,15 +44,6 @@ pub struct Options {
     objects: bool,
 }
 
-/// What a build leaves.
-#[derive(Debug, Clone)]
-pub struct Artefacts {
-    /// The agent, with the object in it.
-    pub agent: PathBuf,
-    /// BPF objects by the name of their binary.
-    pub objects: Objects,
-}
-
 /// BPF objects by the name of their binary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Objects(BTreeMap<String, PathBuf>);
@@ -91,31 +82,26 @@ const OBJECT_LINE: &str = "BPF object ";
 /// `cargo xtask build`.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let tools = setup::ensure(workspace, Scope::Build)?;
-    let objects = if options.objects {
-        build_objects(workspace, &tools)?
-    } else {
-        let artefacts = build(workspace, &tools)?;
-        println!("agent: {}", artefacts.agent.display());
-        artefacts.objects
-    };
+    let objects = objects(workspace, &tools)?;
+    if !options.objects {
+        println!("agent: {}", agent(workspace, &objects)?.display());
+    }
     print!("{objects}");
     Ok(())
 }
 
-/// Builds everything that is shipped.
-pub fn build(workspace: &Workspace, tools: &BpfTools) -> Result<Artefacts> {
-    let objects = build_objects(workspace, tools)?;
+/// Builds the agent that is shipped, with the object in it.
+pub fn agent(workspace: &Workspace, objects: &Objects) -> Result<PathBuf> {
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--release", "--package", AGENT, "--bins"])
         .env(OBJECT_VARIABLE, objects.hooks()?);
-    let agent = agent(programs(&mut cargo)?)?;
-    Ok(Artefacts { agent, objects })
+    find_agent(&programs(&mut cargo)?)
 }
 
 /// Builds the agent as `cargo build` does, without a BPF object, into a target folder of its own: in the usual one the
 /// two would replace each other at every run.
-pub fn build_plain_agent(workspace: &Workspace) -> Result<PathBuf> {
+pub fn plain_agent(workspace: &Workspace) -> Result<PathBuf> {
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--package", AGENT, "--bins", "--target-dir"])
@@ -124,14 +110,15 @@ pub fn build_plain_agent(workspace: &Workspace) -> Result<PathBuf> {
         // Nobody debugs it.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_INCREMENTAL", "0");
-    agent(programs(&mut cargo)?)
+    find_agent(&programs(&mut cargo)?)
 }
 
-fn agent(programs: Vec<Program>) -> Result<PathBuf> {
+/// The agent among what was built.
+pub fn find_agent(programs: &[Program]) -> Result<PathBuf> {
     programs
-        .into_iter()
-        .find(|program| program.name == AGENT)
-        .map(|program| program.path)
+        .iter()
+        .find(|program| program.name == AGENT && !program.is_test)
+        .map(|program| program.path.clone())
         .with_context(|| format!("the build has made no program {AGENT}"))
 }
 
@@ -144,7 +131,7 @@ pub fn objects_folder(workspace: &Workspace, origin: Origin) -> PathBuf {
 }
 
 /// Builds the BPF objects.
-fn build_objects(workspace: &Workspace, tools: &BpfTools) -> Result<Objects> {
+pub fn objects(workspace: &Workspace, tools: &BpfTools) -> Result<Objects> {
     let endian = if cfg!(target_endian = "little") {
         "bpfel"
     } else {

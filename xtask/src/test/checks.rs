@@ -10,15 +10,15 @@ use super::{
     tally::{Skip, Tally},
 };
 use crate::{
-    build::{self, Artefacts, Objects},
+    build::{self, Objects},
     command,
     setup::{self, Origin, distro::is_root},
     workspace::Workspace,
 };
 
 /// What `flannel-agent --version` says about the object, without and with it.
-const NO_OBJECT: &str = "BPF object: none";
-const OBJECT: &str = "BPF object: embedded";
+const NO_OBJECT: &str = "BPF object not embedded";
+const OBJECT: &str = "BPF object embedded";
 
 /// Mounts an empty folder over the first argument and runs the rest.
 const HIDE: &str = r#"mount -t tmpfs tmpfs "$0" && exec "$@""#;
@@ -32,7 +32,6 @@ enum Verdict {
 /// What the checks look at.
 struct Subject<'a> {
     workspace: &'a Workspace,
-    artefacts: &'a Artefacts,
     runners: &'a Runners<'a>,
 }
 
@@ -51,17 +50,8 @@ const CHECKS: [(&str, Check); 3] = [
 ];
 
 /// Runs the checks.
-pub fn run(
-    workspace: &Workspace,
-    artefacts: &Artefacts,
-    runners: &Runners<'_>,
-    options: &Options,
-) -> Result<Tally> {
-    let subject = Subject {
-        workspace,
-        artefacts,
-        runners,
-    };
+pub fn run(workspace: &Workspace, runners: &Runners<'_>, options: &Options) -> Result<Tally> {
+    let subject = Subject { workspace, runners };
     let mut tally = Tally::default();
     for (name, check) in CHECKS {
         if options
@@ -101,11 +91,11 @@ pub fn run(
 }
 
 fn with_object(subject: &Subject<'_>) -> Result<Verdict> {
-    expect_version(&subject.artefacts.agent, OBJECT)
+    expect_version(&subject.runners.agent()?, OBJECT)
 }
 
 fn without_object(subject: &Subject<'_>) -> Result<Verdict> {
-    expect_version(&build::build_plain_agent(subject.workspace)?, NO_OBJECT)
+    expect_version(&build::plain_agent(subject.workspace)?, NO_OBJECT)
 }
 
 fn expect_version(agent: &Path, expected: &str) -> Result<Verdict> {

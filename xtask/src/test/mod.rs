@@ -38,6 +38,9 @@ pub struct Options {
     /// Only clusters of network namespaces.
     #[arg(long)]
     cluster: bool,
+    /// Test what is shipped, optimised; slower to build.
+    #[arg(long)]
+    release: bool,
     /// How many cluster tests run at a time [default: one per core]
     #[arg(long, value_name = "N")]
     test_threads: Option<usize>,
@@ -105,17 +108,16 @@ struct Report {
 /// Runs the tests; says whether all is well.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let tools = timed("set-up", || setup::ensure(workspace, Scope::Lab))?;
-    let artefacts = timed("build", || build::build(workspace, &tools))?;
-    let suites = options.suites();
-    let runners = timed("build of the tests", || {
-        Runners::build(workspace, &artefacts, &suites)
+    let objects = timed("BPF object", || build::objects(workspace, &tools))?;
+    let runners = timed("agent and tests", || {
+        Runners::build(workspace, objects.hooks()?, options)
     })?;
     let mut reports = Vec::new();
-    for suite in suites {
+    for suite in options.suites() {
         println!("\n{suite}");
         let start = Instant::now();
         let tally = match suite {
-            Suite::Build => checks::run(workspace, &artefacts, &runners, options)?,
+            Suite::Build => checks::run(workspace, &runners, options)?,
             _ => runners.run(suite, options)?,
         };
         reports.push(Report {

@@ -1,7 +1,7 @@
 //! Builds the test programs and runs them.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     thread,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use super::{
     tally::{Reader, Tally},
 };
 use crate::{
-    build::{self, Artefacts, OBJECT_VARIABLE, Program},
+    build::{self, OBJECT_VARIABLE, Program},
     command,
     setup::distro::{as_root, is_root},
     workspace::Workspace,
@@ -29,44 +29,47 @@ const BPF_TARGET: &str = "programs";
 /// A runner that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// The test programs.
+/// The test programs, and the agent that they start.
 #[derive(Debug)]
 pub struct Runners<'a> {
     workspace: &'a Workspace,
-    artefacts: &'a Artefacts,
+    object: &'a Path,
     programs: Vec<Program>,
 }
 
 impl<'a> Runners<'a> {
-    /// Builds what the suites need.
-    pub fn build(
-        workspace: &'a Workspace,
-        artefacts: &'a Artefacts,
-        suites: &[Suite],
-    ) -> Result<Self> {
+    /// Builds what the suites need, with a BPF object.
+    pub fn build(workspace: &'a Workspace, object: &'a Path, options: &Options) -> Result<Self> {
+        let suites = options.suites();
         let mut cargo = workspace.cargo();
         cargo
             .args(["test", "--no-run", "--workspace"])
-            .env(OBJECT_VARIABLE, artefacts.objects.hooks()?);
+            .env(OBJECT_VARIABLE, object);
+        if options.release {
+            cargo.arg("--release");
+        }
         if suites.contains(&Suite::Unit) {
             cargo.args(["--lib", "--bins"]);
         }
         if suites.iter().any(|suite| *suite != Suite::Unit) {
+            // Cargo builds the programs of these tests' packages too.
             cargo.args(["--test", "*"]);
         }
-        let mut programs = build::programs(&mut cargo)?;
-        programs.retain(|program| program.is_test);
         Ok(Self {
             workspace,
-            artefacts,
-            programs,
+            object,
+            programs: build::programs(&mut cargo)?,
         })
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> Result<PathBuf> {
+        build::find_agent(&self.programs)
     }
 
     /// Runs a suite.
     pub fn run(&self, suite: Suite, options: &Options) -> Result<Tally> {
-        let object = self.artefacts.objects.hooks()?;
-        let mut tally = self.run_on(object, suite, options)?;
+        let mut tally = self.run_on(self.object, suite, options)?;
         if suite == Suite::Unit {
             tally.add(self.run_documentation(options)?);
         }
@@ -87,7 +90,8 @@ impl<'a> Runners<'a> {
     }
 
     fn of(&self, suite: Suite) -> impl Iterator<Item = &Program> {
-        self.programs.iter().filter(move |program| {
+        let tests = self.programs.iter().filter(|program| program.is_test);
+        tests.filter(move |program| {
             suite
                 == match (&*program.kind, &*program.name) {
                     ("test", BPF_TARGET) => Suite::Bpf,
@@ -106,11 +110,13 @@ impl<'a> Runners<'a> {
     ) -> Result<Tally> {
         // What `cargo test` gives: the package's folder, and its name in the environment.
         let package = program.package_folder();
-        let variables = [
-            ("CARGO_MANIFEST_DIR", package),
-            (OBJECT_VARIABLE, object),
-            (AGENT_VARIABLE, &self.artefacts.agent),
+        let mut variables = vec![
+            ("CARGO_MANIFEST_DIR", package.to_owned()),
+            (OBJECT_VARIABLE, object.to_owned()),
         ];
+        if suite == Suite::Cluster {
+            variables.push((AGENT_VARIABLE, self.agent()?));
+        }
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
             let mut sudo = as_root("env")?;
@@ -144,7 +150,8 @@ impl<'a> Runners<'a> {
         let mut cargo = self.workspace.cargo();
         cargo
             .args(["test", "--quiet", "--workspace", "--doc"])
-            .env(OBJECT_VARIABLE, self.artefacts.objects.hooks()?)
+            .env(OBJECT_VARIABLE, self.object)
+            .args(options.release.then_some("--release"))
             .arg("--")
             .args(["--format", "pretty"])
             .args(&options.filter);
