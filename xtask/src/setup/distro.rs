@@ -164,16 +164,19 @@ impl Distro {
         names.dedup();
         let tool = match self.family {
             Family::Debian => return apt::install(&names),
-            Family::Fedora => "dnf install",
-            Family::Arch => "pacman -S",
-            Family::Suse => "zypper install",
-            Family::Unknown => bail!(
-                "{} is unknown to set-up: install what is missing (the names are Debian's), then run this again",
-                self.name
-            ),
+            Family::Fedora => "run dnf install",
+            Family::Arch => "run pacman -S",
+            Family::Suse => "run zypper install",
+            Family::Unknown => "install what Debian calls",
         };
+        if names.is_empty() {
+            bail!(
+                "{} (untested) has no package of it that set-up knows: install it from its source, then try again",
+                self.name
+            );
+        }
         bail!(
-            "set-up installs packages on Debian only; on {} (untested) run this, then again what you ran: {tool} {}",
+            "set-up installs packages on Debian only; on {} (untested) {tool} {}, then try again",
             self.name,
             names.join(" ")
         )
