@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::toolchain::{BpfToolchain, Rustc};
+use super::toolchain::Rustc;
 use crate::{command, workspace::Workspace};
 
 /// The version that is built.
@@ -25,13 +25,13 @@ pub struct Linker {
 }
 
 impl Linker {
-    /// The linker for a toolchain: against the LLVM of the host's rustc, unless the BPF toolchain's is newer, since LLVM
-    /// reads what older versions wrote, not what newer ones did.
-    pub fn new(workspace: &Workspace, host: &Rustc, toolchain: &BpfToolchain) -> Self {
-        let llvm = if host.llvm >= toolchain.rustc.llvm {
+    /// The linker for a compiler's output: against the LLVM of the host's rustc, unless the compiler's is newer, since
+    /// LLVM reads what older versions wrote, not what newer ones did.
+    pub fn new(workspace: &Workspace, host: &Rustc, compiler: &Rustc) -> Self {
+        let llvm = if host.llvm >= compiler.llvm {
             host
         } else {
-            &toolchain.rustc
+            compiler
         };
         Self {
             llvm: llvm.clone(),

@@ -106,7 +106,7 @@ pub fn ensure(workspace: &Workspace, scope: Scope) -> Result<BpfTools> {
     install_tools(&distro, scope)?;
     let host = Rustc::of_host()?;
     let toolchain = BpfToolchain::ensure(&host, &distro)?;
-    let linker = Linker::new(workspace, &host, &toolchain);
+    let linker = Linker::new(workspace, &host, &toolchain.rustc);
     linker.ensure(workspace)?;
     Ok(BpfTools {
         linker: linker.program(),
@@ -168,10 +168,10 @@ fn rust_items(workspace: &Workspace) -> Result<Vec<Item>> {
     let host = Rustc::of_host()?;
     let (major, minor) = OLDEST_RUST;
     let toolchain = BpfToolchain::find(&host);
-    let linker = toolchain
+    let compiler = toolchain
         .as_ref()
-        .map(|toolchain| Linker::new(workspace, &host, toolchain));
-    let linked = linker.as_ref().filter(|linker| linker.works());
+        .map_or(&host, |toolchain| &toolchain.rustc);
+    let linker = Some(Linker::new(workspace, &host, compiler)).filter(Linker::works);
     let state = |there: bool| {
         if there {
             State::Present
@@ -204,9 +204,9 @@ fn rust_items(workspace: &Workspace) -> Result<Vec<Item>> {
         Item {
             item: "bpf-linker",
             needed: linker::VERSION.into(),
-            found: linked.map_or("-".into(), Linker::describe),
+            found: linker.as_ref().map_or("-".into(), Linker::describe),
             source: "crates.io, built into the target folder".into(),
-            state: state(linked.is_some()),
+            state: state(linker.is_some()),
             consequence: "cannot link the BPF object".into(),
         },
     ])
