@@ -107,7 +107,11 @@ struct Report {
 
 /// Runs the tests; says whether all is well.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let tools = timed("set-up", || setup::ensure(workspace, Scope::Lab))?;
+    let scope = match options.suites()[..] {
+        [Suite::Unit] => Scope::Build,
+        _ => Scope::Lab,
+    };
+    let tools = timed("set-up", || setup::ensure(workspace, scope))?;
     let objects = timed("BPF object", || build::objects(workspace, &tools))?;
     let runners = timed("agent and tests", || {
         Runners::build(workspace, objects.hooks()?, options)
