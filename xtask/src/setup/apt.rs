@@ -43,7 +43,7 @@ fn install_command(packages: &[&str]) -> Result<Command> {
 }
 
 fn update() -> Result<()> {
-    println!("updating the package lists (apt-get update)");
+    eprintln!("updating the package lists (apt-get update)");
     command::quiet(as_root("apt-get")?.args(["update", "-q", LOCK_TIMEOUT]))
 }
 

@@ -68,7 +68,7 @@ impl Linker {
             return Ok(());
         }
         command::check_interrupt()?;
-        println!(
+        eprintln!(
             "building bpf-linker {} (crates.io, a minute or two), needed to link the BPF object",
             self.describe()
         );

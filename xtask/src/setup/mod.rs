@@ -2,6 +2,7 @@
 //!
 //! Whatever can be had without changing the machine goes into the target folder; the rest is installed as packages. No
 //! address is contacted but those of the package registries. When all is there, nothing is changed and nothing said.
+//! What is installed is said on standard error: standard output is for results, which may be JSON.
 
 mod apt;
 pub mod distro;
@@ -124,7 +125,7 @@ fn install_tools(distro: &Distro, scope: Scope) -> Result<()> {
     let lacks_etcd = !Path::new(ETCD_UNIT).exists();
     let mut packages = Vec::new();
     for tool in &missing {
-        println!("{}", distro.announce(&tool.package, tool.purpose));
+        eprintln!("{}", distro.announce(&tool.package, tool.purpose));
         packages.push(tool.package);
     }
     if packages.is_empty() {
@@ -149,7 +150,7 @@ fn stop_packaged_etcd() -> Result<()> {
     if !Path::new(SYSTEMD).exists() || !Path::new(ETCD_UNIT).exists() {
         return Ok(());
     }
-    println!(
+    eprintln!(
         "switching off etcd.service, which the package has started: the lab runs its own etcd"
     );
     command::quiet(distro::as_root("systemctl")?.args(["disable", "--now", "etcd.service"]))

@@ -140,11 +140,11 @@ impl BpfToolchain {
         }
         if let Err(error) = add_rustup_component() {
             command::check_interrupt()?;
-            println!("rust-src cannot be had from rustup: {error}");
+            eprintln!("rust-src cannot be had from rustup: {error}");
         } else if let Some(found) = Self::host(host) {
             return Ok(found);
         } else {
-            println!("rustup takes rust-src for installed, but it is not there");
+            eprintln!("rustup takes rust-src for installed, but it is not there");
         }
         Self::ensure_debian(distro).context("rust-src is missing")
     }
@@ -161,7 +161,7 @@ impl BpfToolchain {
             );
         }
         for package in &DEBIAN_PACKAGES {
-            println!("{}", distro.announce(package, "build core for BPF"));
+            eprintln!("{}", distro.announce(package, "build core for BPF"));
         }
         distro.install(&DEBIAN_PACKAGES)?;
         Self::debian().context(
@@ -212,7 +212,7 @@ fn add_rustup_component() -> Result<()> {
     if find_program("rustup").is_none() {
         bail!("rustup is not installed");
     }
-    println!("installing rust-src (rustup component), needed to build core for BPF");
+    eprintln!("installing rust-src (rustup component), needed to build core for BPF");
     let output = command::output(Command::new("rustup").args(["component", "add", "rust-src"]))?;
     let text = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
