@@ -1,0 +1,281 @@
+//! The programs and files that distributions package: what each is for, and whether it is here.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    apt::dpkg_version,
+    distro::{Distro, Package, find_program},
+    item::{Item, State},
+};
+
+/// Folders where CNI plugins are installed: upstream's, Debian's, Fedora's.
+const CNI_FOLDERS: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
+
+/// Folders that protoc searches for the well-known types.
+const PROTOBUF_FOLDERS: [&str; 2] = ["/usr/include", "/usr/local/include"];
+
+/// When something is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// To build.
+    Build,
+    /// To run the demo, the tests and the benchmark.
+    Lab,
+}
+
+/// How something is recognised.
+#[derive(Debug, Clone, Copy)]
+enum Probe {
+    /// Programs on `PATH` or in a system folder, all of them.
+    Programs(&'static [&'static str]),
+    /// CNI plugins, all in one folder.
+    CniPlugins(&'static [&'static str]),
+    /// A file below one of protoc's include folders.
+    ProtobufFile(&'static str),
+}
+
+impl Probe {
+    /// Where the first of what it names is; none if any is missing.
+    fn find(&self) -> Option<PathBuf> {
+        match self {
+            Self::Programs(names) => {
+                let mut found = names.iter().map(|name| find_program(name));
+                let first = found.next()??;
+                found.all(|program| program.is_some()).then_some(first)
+            }
+            Self::CniPlugins(names) => CNI_FOLDERS
+                .iter()
+                .map(Path::new)
+                .find(|folder| names.iter().all(|name| folder.join(name).is_file()))
+                .map(Path::to_path_buf),
+            Self::ProtobufFile(name) => PROTOBUF_FOLDERS
+                .iter()
+                .map(|folder| Path::new(folder).join(name))
+                .find(|file| file.is_file()),
+        }
+    }
+}
+
+/// Something that comes in a package.
+#[derive(Debug, Clone, Copy)]
+pub struct Tool {
+    /// Its name in the table.
+    item: &'static str,
+    probe: Probe,
+    /// What has it.
+    pub package: Package,
+    /// When it is needed.
+    pub scope: Scope,
+    /// What it is needed to do, without "to".
+    pub purpose: &'static str,
+}
+
+impl Tool {
+    /// Whether it is not here.
+    pub fn is_missing(&self) -> bool {
+        self.probe.find().is_none()
+    }
+
+    /// Its line of the table.
+    pub fn item(&self, distro: &Distro) -> Item {
+        let found = self.probe.find();
+        let packaged = found
+            .as_deref()
+            .filter(|path| path.starts_with("/usr") && !path.starts_with("/usr/local"))
+            .and_then(|_| dpkg_version(self.package.debian));
+        let (state, text, source) = match (&found, packaged) {
+            (Some(_), Some(version)) => (
+                State::Present,
+                version,
+                distro.package_source(&self.package),
+            ),
+            (Some(path), None) => (State::Present, path.display().to_string(), "found".into()),
+            (None, _) => (
+                State::Missing,
+                "-".into(),
+                distro.package_source(&self.package),
+            ),
+        };
+        Item {
+            item: self.item,
+            needed: "any version".into(),
+            found: text,
+            source,
+            state,
+            consequence: format!("cannot {}", self.purpose),
+        }
+    }
+}
+
+/// All that is needed, in the order of the table.
+pub const TOOLS: [Tool; 17] = [
+    Tool {
+        item: "C compiler",
+        probe: Probe::Programs(&["cc"]),
+        package: Package::everywhere("gcc"),
+        scope: Scope::Build,
+        purpose: "link Rust programs and build ring",
+    },
+    Tool {
+        item: "protoc",
+        probe: Probe::Programs(&["protoc"]),
+        package: Package {
+            debian: "protobuf-compiler",
+            fedora: "protobuf-compiler",
+            arch: "protobuf",
+            suse: "protobuf-devel",
+        },
+        scope: Scope::Build,
+        purpose: "build etcd-client",
+    },
+    Tool {
+        item: "protobuf's well-known types",
+        probe: Probe::ProtobufFile("google/protobuf/descriptor.proto"),
+        package: Package {
+            debian: "libprotobuf-dev",
+            fedora: "protobuf-devel",
+            arch: "protobuf",
+            suse: "protobuf-devel",
+        },
+        scope: Scope::Build,
+        purpose: "build etcd-client",
+    },
+    Tool {
+        item: "etcd",
+        probe: Probe::Programs(&["etcd"]),
+        package: Package {
+            debian: "etcd-server",
+            fedora: "etcd",
+            arch: "",
+            suse: "etcd",
+        },
+        scope: Scope::Lab,
+        purpose: "run the lab's etcd",
+    },
+    Tool {
+        item: "etcdctl",
+        probe: Probe::Programs(&["etcdctl"]),
+        package: Package {
+            debian: "etcd-client",
+            fedora: "etcd",
+            arch: "",
+            suse: "etcdctl",
+        },
+        scope: Scope::Lab,
+        purpose: "write the lab's network config and stock nodes' leases",
+    },
+    Tool {
+        item: "CNI bridge, host-local, portmap, loopback",
+        probe: Probe::CniPlugins(&["bridge", "host-local", "portmap", "loopback"]),
+        package: Package {
+            debian: "containernetworking-plugins",
+            fedora: "containernetworking-plugins",
+            arch: "cni-plugins",
+            suse: "cni-plugins",
+        },
+        scope: Scope::Lab,
+        purpose: "attach the lab's pods",
+    },
+    Tool {
+        item: "ip, bridge, tc, ss",
+        probe: Probe::Programs(&["ip", "bridge", "tc", "ss"]),
+        package: Package {
+            debian: "iproute2",
+            fedora: "iproute iproute-tc",
+            arch: "iproute2",
+            suse: "iproute2",
+        },
+        scope: Scope::Lab,
+        purpose: "make the lab's namespaces and links",
+    },
+    Tool {
+        item: "unshare, nsenter",
+        probe: Probe::Programs(&["unshare", "nsenter"]),
+        package: Package::everywhere("util-linux"),
+        scope: Scope::Lab,
+        purpose: "run programs in namespaces",
+    },
+    Tool {
+        item: "iptables",
+        probe: Probe::Programs(&["iptables"]),
+        package: Package {
+            debian: "iptables",
+            fedora: "iptables-nft",
+            arch: "iptables-nft",
+            suse: "iptables",
+        },
+        scope: Scope::Lab,
+        purpose: "masquerade pods (the CNI plugins call it)",
+    },
+    Tool {
+        item: "nft",
+        probe: Probe::Programs(&["nft"]),
+        package: Package::everywhere("nftables"),
+        scope: Scope::Lab,
+        purpose: "write service rules in the lab",
+    },
+    Tool {
+        item: "iperf3",
+        probe: Probe::Programs(&["iperf3"]),
+        package: Package::everywhere("iperf3"),
+        scope: Scope::Lab,
+        purpose: "measure throughput between pods",
+    },
+    Tool {
+        item: "ping",
+        probe: Probe::Programs(&["ping"]),
+        package: Package {
+            debian: "iputils-ping",
+            fedora: "iputils",
+            arch: "iputils",
+            suse: "iputils",
+        },
+        scope: Scope::Lab,
+        purpose: "fill the ping matrix",
+    },
+    Tool {
+        item: "tcpdump",
+        probe: Probe::Programs(&["tcpdump"]),
+        package: Package::everywhere("tcpdump"),
+        scope: Scope::Lab,
+        purpose: "compare packets on the wire",
+    },
+    Tool {
+        item: "ethtool",
+        probe: Probe::Programs(&["ethtool"]),
+        package: Package::everywhere("ethtool"),
+        scope: Scope::Lab,
+        purpose: "switch offloads on the underlay",
+    },
+    Tool {
+        item: "conntrack",
+        probe: Probe::Programs(&["conntrack"]),
+        package: Package {
+            debian: "conntrack",
+            fedora: "conntrack-tools",
+            arch: "conntrack-tools",
+            suse: "conntrack-tools",
+        },
+        scope: Scope::Lab,
+        purpose: "inspect connections in tests",
+    },
+    Tool {
+        item: "sysctl",
+        probe: Probe::Programs(&["sysctl"]),
+        package: Package {
+            debian: "procps",
+            fedora: "procps-ng",
+            arch: "procps-ng",
+            suse: "procps",
+        },
+        scope: Scope::Lab,
+        purpose: "set kernel parameters in namespaces",
+    },
+    Tool {
+        item: "modprobe",
+        probe: Probe::Programs(&["modprobe"]),
+        package: Package::everywhere("kmod"),
+        scope: Scope::Lab,
+        purpose: "load kernel modules (vxlan, nf_conntrack, sch_ingress) on demand",
+    },
+];

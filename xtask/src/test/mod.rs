@@ -1,0 +1,260 @@
+//! `cargo xtask test`: all tests, and one summary of what passed, what failed and what did not run.
+//!
+//! A privileged suite that has executed nothing fails: green must mean executed. The last line is
+//! `N passed, N failed, N skipped`.
+
+mod checks;
+mod runner;
+mod tally;
+
+use std::{
+    fmt,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use clap::Args;
+
+use self::{runner::Runners, tally::Tally};
+use crate::{
+    build,
+    setup::{self, Scope},
+    workspace::Workspace,
+};
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, Default, Args)]
+pub struct Options {
+    /// Only what the build makes: the object in the agent, the fallback toolchain.
+    #[arg(long)]
+    build: bool,
+    /// Only unit, property and documentation tests; no root needed.
+    #[arg(long)]
+    unit: bool,
+    /// Only the BPF programs, run in the kernel on single packets.
+    #[arg(long)]
+    bpf: bool,
+    /// Only clusters of network namespaces.
+    #[arg(long)]
+    cluster: bool,
+    /// Test what is shipped, optimised; slower to build.
+    #[arg(long)]
+    release: bool,
+    /// How many cluster tests run at a time [default: one per core]
+    #[arg(long, value_name = "N")]
+    test_threads: Option<usize>,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+impl Options {
+    /// The suites that are asked for; all of them if none is named.
+    fn suites(&self) -> Vec<Suite> {
+        let chosen = [
+            (self.build, Suite::Build),
+            (self.unit, Suite::Unit),
+            (self.bpf, Suite::Bpf),
+            (self.cluster, Suite::Cluster),
+        ];
+        let any = chosen.iter().any(|(chosen, _)| *chosen);
+        chosen
+            .into_iter()
+            .filter(|(chosen, _)| *chosen || !any)
+            .map(|(_, suite)| suite)
+            .collect()
+    }
+}
+
+/// Tests that run together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suite {
+    /// What the build makes.
+    Build,
+    /// Unit, property and documentation tests.
+    Unit,
+    /// BPF programs by `BPF_PROG_TEST_RUN`.
+    Bpf,
+    /// Clusters of network namespaces.
+    Cluster,
+}
+
+impl Suite {
+    /// Whether its tests need root.
+    fn is_privileged(self) -> bool {
+        matches!(self, Self::Bpf | Self::Cluster)
+    }
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Build => "build",
+            Self::Unit => "unit",
+            Self::Bpf => "bpf",
+            Self::Cluster => "cluster",
+        })
+    }
+}
+
+/// What a suite has done.
+#[derive(Debug, Clone)]
+struct Report {
+    suite: Suite,
+    tally: Tally,
+    time: Duration,
+}
+
+/// Runs the tests; says whether all is well.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    let scope = match options.suites()[..] {
+        [Suite::Unit] => Scope::Build,
+        _ => Scope::Lab,
+    };
+    let tools = timed("set-up", || setup::ensure(workspace, scope))?;
+    let objects = timed("BPF object", || build::objects(workspace, &tools))?;
+    let runners = timed("agent and tests", || {
+        Runners::build(workspace, objects.hooks()?, options)
+    })?;
+    let mut reports = Vec::new();
+    for suite in options.suites() {
+        println!("\n{suite}");
+        let start = Instant::now();
+        let tally = match suite {
+            Suite::Build => checks::run(workspace, &runners, options)?,
+            _ => runners.run(suite, options)?,
+        };
+        reports.push(Report {
+            suite,
+            tally,
+            time: start.elapsed(),
+        });
+    }
+    let complaint = complaint(&reports, options.filter.is_some());
+    print!("{}", summary(&reports, complaint.as_deref()));
+    Ok(match complaint {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
+}
+
+/// Does a step and says how long it took.
+fn timed<T>(step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let result = work()?;
+    println!("{step}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(result)
+}
+
+/// Why the run as a whole has failed, if it has.
+fn complaint(reports: &[Report], filtered: bool) -> Option<String> {
+    let failed: usize = reports.iter().map(|report| report.tally.failed.len()).sum();
+    if failed > 0 {
+        return Some(format!("the test run: {failed} failed"));
+    }
+    if filtered {
+        let executed: u64 = reports.iter().map(|report| report.tally.executed()).sum();
+        return (executed == 0).then(|| "the test run: no test of that name was executed".into());
+    }
+    reports
+        .iter()
+        .find(|report| report.suite.is_privileged() && report.tally.executed() == 0)
+        .map(|report| format!("{}: no test was executed", report.suite))
+}
+
+/// The table of suites, the names of what failed and what was skipped, and the closing line.
+fn summary(reports: &[Report], complaint: Option<&str>) -> String {
+    let mut text = format!(
+        "\n{:8}{:>8}{:>8}{:>8}{:>10}\n",
+        "SUITE", "PASSED", "FAILED", "SKIPPED", "TIME"
+    );
+    let mut total = Tally::default();
+    for report in reports {
+        text += &format!(
+            "{:8}{:>8}{:>8}{:>8}{:>8.1} s\n",
+            report.suite,
+            report.tally.passed,
+            report.tally.failed.len(),
+            report.tally.skipped.len(),
+            report.time.as_secs_f64()
+        );
+    }
+    for report in reports {
+        for skip in &report.tally.skipped {
+            text += &format!(
+                "skipped: {}: {}: {}\n",
+                report.suite, skip.test, skip.reason
+            );
+        }
+    }
+    for report in reports {
+        for test in &report.tally.failed {
+            text += &format!("failed: {}: {test}\n", report.suite);
+        }
+        total.add(report.tally.clone());
+    }
+    if let Some(complaint) = complaint {
+        text += &format!("failed: {complaint}\n");
+    }
+    text += &format!(
+        "{} passed, {} failed, {} skipped\n",
+        total.passed,
+        total.failed.len(),
+        total.skipped.len()
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{tally::Skip, *};
+
+    fn report(suite: Suite, passed: u64, failed: &[&str], skipped: &[&str]) -> Report {
+        Report {
+            suite,
+            tally: Tally {
+                passed,
+                failed: failed.iter().map(|name| (*name).to_owned()).collect(),
+                skipped: skipped
+                    .iter()
+                    .map(|test| Skip {
+                        test: (*test).to_owned(),
+                        reason: "not root".into(),
+                    })
+                    .collect(),
+            },
+            time: Duration::from_millis(1250),
+        }
+    }
+
+    #[test]
+    fn the_summary_names_failures_and_skips_and_closes_with_the_counts() {
+        let reports = [
+            report(Suite::Unit, 120, &[], &[]),
+            report(Suite::Cluster, 3, &["vxlan_ping"], &["wireguard"]),
+        ];
+        let text = summary(&reports, Some("the test run: 1 failed"));
+        assert_eq!(
+            text,
+            "\nSUITE     PASSED  FAILED SKIPPED      TIME\n\
+             unit         120       0       0     1.2 s\n\
+             cluster        3       1       1     1.2 s\n\
+             skipped: cluster: wireguard: not root\n\
+             failed: cluster: vxlan_ping\n\
+             failed: the test run: 1 failed\n\
+             123 passed, 1 failed, 1 skipped\n"
+        );
+    }
+
+    #[test]
+    fn a_privileged_suite_that_executed_nothing_is_a_failure() {
+        let unit = report(Suite::Unit, 1, &[], &[]);
+        let skipped = report(Suite::Bpf, 0, &[], &["all of it"]);
+        assert_eq!(complaint(std::slice::from_ref(&unit), false), None);
+        assert!(complaint(&[unit.clone(), skipped.clone()], false).is_some());
+        // A filter may leave a suite empty, but not all of them.
+        assert_eq!(complaint(&[unit, skipped.clone()], true), None);
+        assert!(complaint(&[skipped], true).is_some());
+        assert!(complaint(&[report(Suite::Bpf, 9, &["x"], &[])], false).is_some());
+    }
+}
