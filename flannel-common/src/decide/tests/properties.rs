@@ -80,7 +80,9 @@ fn assert_forwardable(tables: &Tables, hook: Hook, frame: &[u8], meta: &Meta) {
     assert_eq!({ ip.fragment }.get() & 0x3fff, 0, "a fragment");
     assert!(ip.ttl > 1);
     assert!([ipv4::TCP, ipv4::UDP].contains(&ip.protocol));
-    assert!(offset + usize::from(ip.total_len.get()) <= meta.len as usize);
+    let total_len = usize::from(ip.total_len.get());
+    assert!(total_len >= ipv4::LEN);
+    assert!(offset + total_len <= meta.len as usize);
     match hook {
         Hook::PodEgress | Hook::BridgeEgress => {
             assert_eq!(frame[..6], tables.config.bridge_mac.0);
