@@ -6,6 +6,7 @@
 //! to tests with real interfaces.
 
 mod kernel;
+mod random;
 mod timing;
 
 use std::collections::BTreeSet;
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
                 ends_as_expected(kernel, &fixture)
             }),
         });
+    }
+    for hook in Hook::ALL {
+        let name = format!("{}: random changes end as on the host", hook.name());
+        trials.push(trial(name, &kernel, move |kernel| {
+            random::ends_as_on_the_host(kernel, hook)
+        }));
     }
     if arguments.bench {
         trials.extend(timing::trials(&kernel));
