@@ -1,0 +1,311 @@
+//! What the tests share: settings, clusters with a diagnosis when a test fails, and proof of the path that packets took.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, ensure};
+use lab::{
+    AgentConfig, Cluster, ClusterConfig, Node, NodeConfig, Pod, process,
+    status::{Counters, Status},
+    traffic::udp::{self, UdpPlan, UdpReport},
+    wait,
+};
+
+/// What a test returns.
+pub(crate) type Outcome = anyhow::Result<()>;
+
+/// The agent under test.
+pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_flannel-agent");
+
+/// How long something may take that the agent does on an event.
+pub(crate) const PROMPT: Duration = Duration::from_secs(5);
+
+/// How nodes are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// Encapsulation.
+    Vxlan,
+    /// Routes by the nodes' addresses.
+    HostGw,
+}
+
+/// Which path packets between nodes are to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// `--fast-path=off`.
+    Kernel,
+    /// `--fast-path=subnet`.
+    Fast,
+}
+
+/// What a test is run with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) backend: Backend,
+    pub(crate) path: Path,
+}
+
+impl Path {
+    /// `--fast-path`.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Self::Kernel => "off",
+            Self::Fast => "subnet",
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backend = match self.backend {
+            Backend::Vxlan => "vxlan",
+            Backend::HostGw => "host_gw",
+        };
+        write!(f, "{backend}::{}", self.path.mode())
+    }
+}
+
+impl Setting {
+    /// The network config.
+    pub(crate) fn network(self) -> String {
+        let backend = match self.backend {
+            Backend::Vxlan => "vxlan",
+            Backend::HostGw => "host-gw",
+        };
+        format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
+    }
+
+    /// How agents are started.
+    pub(crate) fn agent(self) -> AgentConfig {
+        AgentConfig::new(AGENT).with_fast_path(self.path.mode())
+    }
+
+    /// A node with an agent.
+    pub(crate) fn node(self) -> NodeConfig {
+        NodeConfig::agent(&self.agent())
+    }
+
+    /// Two nodes with agents and one pod each.
+    pub(crate) fn pair(self) -> ClusterConfig {
+        self.cluster(vec![self.node(), self.node()])
+    }
+
+    /// A cluster with one pod on each node.
+    pub(crate) fn cluster(self, nodes: Vec<NodeConfig>) -> ClusterConfig {
+        ClusterConfig {
+            nodes,
+            pods: 1,
+            network: self.network(),
+            ..ClusterConfig::default()
+        }
+    }
+
+    /// MTU that pods get on the default underlay, in bytes.
+    pub(crate) fn pod_mtu(self) -> usize {
+        match self.backend {
+            Backend::Vxlan => 1450,
+            Backend::HostGw => 1500,
+        }
+    }
+}
+
+/// Why tests of this path cannot run here, if so.
+pub(crate) fn missing(path: Path) -> Option<&'static str> {
+    static EMBEDDED: OnceLock<bool> = OnceLock::new();
+    if !rustix::process::geteuid().is_root() {
+        return Some("network namespaces need root");
+    }
+    let embedded = || {
+        let output = Command::new(AGENT).arg("--version").output();
+        output.is_ok_and(|output| !String::from_utf8_lossy(&output.stdout).contains("not embedded"))
+    };
+    (path == Path::Fast && !EMBEDDED.get_or_init(embedded))
+        .then_some("the agent carries no BPF object: build it with `cargo xtask build`")
+}
+
+/// Starts a cluster, waits until its packets take the path that they are to take, and runs `test`. A failure shows
+/// what the agents say.
+pub(crate) fn with_cluster(
+    config: ClusterConfig,
+    test: impl FnOnce(&mut Cluster) -> Outcome,
+) -> Outcome {
+    let mut cluster = Cluster::start(config)?;
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        for node in cluster.nodes() {
+            wait_pods_served(node)?;
+        }
+        test(&mut cluster)
+    }));
+    let error = match result {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            anyhow!(text.unwrap_or_else(|| "panicked".to_owned()))
+        }
+    };
+    Err(anyhow!("{error:#}\n{}", diagnosis(&cluster)))
+}
+
+/// What an engineer wants to see: each agent's status and the end of its log.
+fn diagnosis(cluster: &Cluster) -> String {
+    const LINES: usize = 25;
+    let mut text = String::new();
+    for node in cluster.nodes() {
+        let Some(agent) = node.try_agent() else {
+            continue;
+        };
+        let status = agent
+            .status()
+            .map_or_else(|error| error.to_string(), |status| brief(&status));
+        let log = agent.log();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        text += &format!("--- {}: {status}\n{tail}\n", node.name());
+    }
+    text
+}
+
+fn brief(status: &Status) -> String {
+    let bad: Vec<_> = status
+        .objects
+        .iter()
+        .filter(|object| object.state != "ok")
+        .collect();
+    format!(
+        "ready {}, lease {:?}, peers {:?}, skipped {:?}, objects not ok {bad:?}, problems {:?}, fast path {:?}",
+        status.ready,
+        status.lease,
+        status.peers,
+        status.skipped_leases,
+        status.problems,
+        status.fast_path
+    )
+}
+
+/// With the fast path on, waits until it serves all pods of the node.
+pub(crate) fn wait_pods_served(node: &Node) -> Outcome {
+    let Some(agent) = node.try_agent() else {
+        return Ok(());
+    };
+    if agent.status()?.fast_path.mode == Path::Kernel.mode() {
+        return Ok(());
+    }
+    let pods = node.pods();
+    agent.wait_status("a fast path for all pods", |status| {
+        status.fast_path.active && pods.iter().all(|pod| serves(status, pod))
+    })?;
+    Ok(())
+}
+
+/// Whether the fast path of the pod's node delivers to it.
+pub(crate) fn serves(status: &Status, pod: &Pod) -> bool {
+    let address = pod.address().to_string();
+    let mut pods = status.fast_path.pods.iter();
+    pods.any(|known| known.ip == address && known.problem.is_none())
+}
+
+/// The counters of two nodes, to tell which path packets between them take.
+pub(crate) struct Meter<'a> {
+    from: &'a Node,
+    to: &'a Node,
+    before: [Counters; 2],
+}
+
+impl<'a> Meter<'a> {
+    /// Begins to count.
+    pub(crate) fn start(from: &'a Node, to: &'a Node) -> anyhow::Result<Self> {
+        let before = [counters(from)?, counters(to)?];
+        Ok(Self { from, to, before })
+    }
+
+    /// Asserts that of `packets` packets from the first node to the second nearly all took the fast path, at both
+    /// ends, or none at either end.
+    pub(crate) fn expect(&self, path: Path, packets: u64) -> Outcome {
+        /// What a busy machine may turn away: neighbours that are being probed, events that are being handled.
+        const TOLERANCE: u64 = 50;
+        let after = [counters(self.from)?, counters(self.to)?];
+        let sent = after[0].since(&self.before[0]);
+        let delivered = after[1].since(&self.before[1]);
+        let enough = |count: u64| count >= packets - packets / TOLERANCE;
+        match path {
+            Path::Kernel => ensure!(
+                sent.fast_egress == 0 && delivered.fast_ingress == 0,
+                "BPF carried packets although it is off: {sent:?}, {delivered:?}"
+            ),
+            Path::Fast => ensure!(
+                enough(sent.fast_egress) && enough(delivered.fast_ingress),
+                "of {packets} packets, BPF of {} sent {} and BPF of {} delivered {}: {sent:?}, {delivered:?}",
+                self.from.name(),
+                sent.fast_egress,
+                self.to.name(),
+                delivered.fast_ingress
+            ),
+        }
+        Ok(())
+    }
+}
+
+fn counters(node: &Node) -> anyhow::Result<Counters> {
+    let Some(agent) = node.try_agent() else {
+        return Ok(Counters::default());
+    };
+    let status = agent.status().context("counters")?;
+    Ok(status.fast_path.counters)
+}
+
+/// Sends numbered packets and asserts that each arrives once, in order and unaltered.
+pub(crate) fn udp_arrives(
+    from: &dyn lab::traffic::Host,
+    to: &dyn lab::traffic::Host,
+    packets: u64,
+    size: usize,
+) -> anyhow::Result<UdpReport> {
+    let plan = UdpPlan {
+        packets,
+        rate: 5000,
+        size,
+    };
+    let report = udp::run(from, to, plan)?;
+    all_arrived(&report)?;
+    ensure!(report.sent == packets, "not all were sent: {report:?}");
+    Ok(report)
+}
+
+/// Asserts that each packet that was sent arrived once, in order and unaltered.
+pub(crate) fn all_arrived(report: &UdpReport) -> Outcome {
+    let faults = report.lost + report.refused + report.duplicated + report.reordered;
+    ensure!(
+        report.sent > 0 && faults + report.corrupted == 0,
+        "not all packets arrived once and in order: {report:?}"
+    );
+    Ok(())
+}
+
+/// Waits for a condition.
+pub(crate) fn eventually(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> anyhow::Result<Result<(), String>>,
+) -> Outcome {
+    let mut failure = None;
+    wait::until(what, limit, || match probe() {
+        Ok(answer) => Ok(answer),
+        Err(error) => {
+            failure = Some(error);
+            Ok(Ok(()))
+        }
+    })?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Runs a shell command on a node and returns what it prints.
+pub(crate) fn shell(node: &Node, command: &str) -> anyhow::Result<String> {
+    Ok(process::run(Some(node.netns()), "sh", &["-c", command])?)
+}
