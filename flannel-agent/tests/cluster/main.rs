@@ -4,7 +4,13 @@
 //! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
 //! of its own, so any number of them run side by side.
 
+mod cleanup;
+mod config;
 mod matrix;
+mod nodes;
+mod repair;
+mod restart;
+mod rules;
 mod support;
 
 use std::process::ExitCode;
@@ -24,7 +30,54 @@ const EVERYWHERE: &[(&str, Test)] = &[
         "large_packets_get_through_or_are_answered",
         matrix::large_packets,
     ),
+    ("nodes_join_and_leave", nodes::join_and_leave),
+    ("pods_come_and_go", nodes::pods_come_and_go),
+    ("agents_restart_without_loss", restart::agents_restart),
+    ("agents_are_killed_without_loss", restart::agents_are_killed),
+    ("etcd_is_away_without_loss", restart::etcd_is_away),
+    ("removed_entries_come_back", repair::removed_entries),
+    ("bad_leases_harm_no_other", repair::bad_leases),
+    (
+        "an_overwritten_or_deleted_lease_is_restored",
+        repair::overwritten_lease,
+    ),
+    (
+        "the_end_leaves_all_and_cleanup_nothing",
+        cleanup::end_and_cleanup,
+    ),
 ];
+
+/// Tests of the VXLAN backend on every path.
+const VXLAN: &[(&str, Test)] = &[
+    (
+        "a_deleted_device_is_back_within_a_second",
+        repair::deleted_device,
+    ),
+    (
+        "100000_packets_cross_kills_without_loss",
+        restart::agents_are_killed_in_a_long_run,
+    ),
+];
+
+/// Tests of what does not depend on the path.
+const CONTROL: &[(&str, Test)] = &[
+    ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    ("leases_are_found_after_a_compaction", rules::compaction),
+    (
+        "a_wrong_network_config_is_named_and_its_correction_taken",
+        config::malformed_network_config,
+    ),
+    (
+        "a_missing_network_config_is_waited_for",
+        config::no_network_config,
+    ),
+];
+
+/// Tests of the fast path, with every backend.
+const FAST: &[(&str, Test)] = &[(
+    "a_fast_path_that_is_turned_off_is_gone",
+    cleanup::turned_off,
+)];
 
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
@@ -32,9 +85,15 @@ fn main() -> ExitCode {
     for backend in [Backend::Vxlan, Backend::HostGw] {
         for path in [Path::Kernel, Path::Fast] {
             let setting = Setting { backend, path };
+            let vxlan = (backend == Backend::Vxlan).then_some(VXLAN);
+            let control = (backend == Backend::Vxlan && path == Path::Kernel).then_some(CONTROL);
+            let fast = (path == Path::Fast).then_some(FAST);
+            let tests = [Some(EVERYWHERE), vxlan, control, fast];
             trials.extend(
-                EVERYWHERE
-                    .iter()
+                tests
+                    .into_iter()
+                    .flatten()
+                    .flatten()
                     .map(|(name, test)| trial(setting, name, *test)),
             );
         }

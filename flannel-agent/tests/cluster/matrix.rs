@@ -144,6 +144,10 @@ pub(crate) fn large_packets(setting: Setting) -> Outcome {
         udp_arrives(source, target, 200, too_large - HEADERS)
             .context("packets without DF, fragmented by the node")?;
 
+        source
+            .netns()
+            .sysctl(&[("net/ipv4/ip_no_pmtu_disc", "0")])?;
+
         let forbidden = PingPlan {
             size: too_large - HEADERS,
             dont_fragment: true,
@@ -158,9 +162,6 @@ pub(crate) fn large_packets(setting: Setting) -> Outcome {
         flush_learned_mtu(source)?;
 
         // The first large packet is lost, the answer to it teaches the MTU, and what follows is cut to it.
-        source
-            .netns()
-            .sysctl(&[("net/ipv4/ip_no_pmtu_disc", "0")])?;
         let socket = source
             .netns()
             .run(|| std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;

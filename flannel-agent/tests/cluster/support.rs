@@ -309,3 +309,15 @@ pub(crate) fn eventually(
 pub(crate) fn shell(node: &Node, command: &str) -> anyhow::Result<String> {
     Ok(process::run(Some(node.netns()), "sh", &["-c", command])?)
 }
+
+/// Index and MAC address of a link on a node; none if there is no such link.
+pub(crate) fn link(node: &Node, name: &str) -> anyhow::Result<Option<(u64, String)>> {
+    let links = process::run(Some(node.netns()), "ip", &["-json", "link", "show"])?;
+    let links: serde_json::Value = serde_json::from_str(&links).context("links of ip -json")?;
+    let mut links = links.as_array().into_iter().flatten();
+    let found = links.find(|link| link["ifname"] == name);
+    Ok(found.map(|link| {
+        let mac = link["address"].as_str().unwrap_or_default().to_owned();
+        (link["ifindex"].as_u64().unwrap_or_default(), mac)
+    }))
+}
