@@ -33,8 +33,10 @@ pub(crate) fn deleted_device(setting: Setting) -> Outcome {
             ensure!(before.is_some(), "there is a device to delete");
             shell(broken, "ip link delete flannel.1")?;
             eventually("a new device", PROMPT, || {
-                let now = shell(broken, "cat /sys/class/net/flannel.1/ifindex || true")?;
-                Ok((!now.is_empty() && now != before).then_some(()).ok_or(now))
+                let now = link(broken, "flannel.1")?;
+                Ok((now.is_some() && now != before)
+                    .then_some(())
+                    .ok_or_else(|| format!("{now:?}")))
             })?;
             thread::sleep(DEVICE_LIMIT);
             let arrived = flow.arrived();
