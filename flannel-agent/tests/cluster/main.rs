@@ -6,12 +6,16 @@
 
 mod cleanup;
 mod config;
+mod declined;
+mod fallback;
 mod matrix;
+mod mixed;
 mod nodes;
 mod repair;
 mod restart;
 mod rules;
 mod support;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -41,6 +45,7 @@ const EVERYWHERE: &[(&str, Test)] = &[
         "an_overwritten_or_deleted_lease_is_restored",
         repair::overwritten_lease,
     ),
+    ("stock_nodes_are_peers_like_any", mixed::with_stock_node),
     (
         "the_end_leaves_all_and_cleanup_nothing",
         cleanup::end_and_cleanup,
@@ -74,10 +79,25 @@ const CONTROL: &[(&str, Test)] = &[
 ];
 
 /// Tests of the fast path, with every backend.
-const FAST: &[(&str, Test)] = &[(
-    "a_fast_path_that_is_turned_off_is_gone",
-    cleanup::turned_off,
-)];
+const FAST: &[(&str, Test)] = &[
+    ("frames_are_those_that_the_kernel_sends", wire::same_frames),
+    (
+        "what_it_declines_the_kernel_carries",
+        declined::declined_traffic,
+    ),
+    (
+        "without_the_right_to_use_bpf_the_kernel_carries_all",
+        fallback::bpf_denied,
+    ),
+    (
+        "without_a_place_for_pins_the_kernel_carries_all",
+        fallback::no_pins,
+    ),
+    (
+        "a_fast_path_that_is_turned_off_is_gone",
+        cleanup::turned_off,
+    ),
+];
 
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
