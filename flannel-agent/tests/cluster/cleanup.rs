@@ -1,6 +1,7 @@
 //! What an agent leaves behind: all that traffic needs when it ends, nothing after `cleanup`.
 
 use anyhow::{Context, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use lab::Node;
 
 use crate::support::{
@@ -138,15 +139,26 @@ fn nothing_left(node: &Node) -> Outcome {
     Ok(())
 }
 
-/// BPF programs on the node's interfaces, as bpftool lists them.
-pub(crate) fn programs(node: &Node) -> anyhow::Result<String> {
-    let listed = shell(node, "bpftool net show")?;
-    let attached = |line: &&str| line.contains("tcx/") || line.contains("clsact/");
-    Ok(listed
-        .lines()
-        .filter(attached)
-        .collect::<Vec<_>>()
-        .join("\n"))
+/// BPF programs at the node's interfaces, one per line, by either way of attaching.
+fn programs(node: &Node) -> anyhow::Result<String> {
+    let links = shell(
+        node,
+        "ls /proc/sys/net/ipv4/conf; tc filter show dev eth0 ingress",
+    )?;
+    let mut found = String::new();
+    for device in links.lines() {
+        let query = || SchedClassifier::query_tcx(device, TcAttachType::Ingress);
+        // Names that are no devices, and kernels without TCX.
+        let Ok((_, programs)) = node.netns().run(query)? else {
+            continue;
+        };
+        for program in programs {
+            found += &format!("{device} {}\n", program.name_as_str().unwrap_or_default());
+        }
+    }
+    let filters = links.lines().filter(|line| line.contains("direct-action"));
+    found.extend(filters.map(|filter| format!("eth0 {filter}\n")));
+    Ok(found)
 }
 
 /// Names below the node's pin directory.

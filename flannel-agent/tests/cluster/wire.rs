@@ -173,22 +173,32 @@ fn port(bytes: &[u8], range: Range<usize>) -> u16 {
     u16::from_be_bytes([bytes[range.start], bytes[range.start + 1]])
 }
 
-/// Asserts that all is equal but what each sender chooses: the outer packet's identification, and its UDP checksum,
-/// which over IPv4 may be left out (RFC 7348 section 5).
+/// Asserts that all is equal but what each sender chooses: the identification in both IP headers, hence their
+/// checksums, and the outer UDP checksum, which over IPv4 may be left out (RFC 7348 section 5).
 fn compare(backend: Backend, kernel: &[u8], fast: &[u8]) -> Outcome {
     let (mut kernel, mut fast) = (kernel.to_vec(), fast.to_vec());
-    if backend == Backend::Vxlan {
+    let inner = match backend {
+        Backend::Vxlan => {
+            ensure!(
+                fast[UDP_CHECKSUM] == [0, 0],
+                "a UDP checksum that nobody has computed: {fast:02x?}"
+            );
+            kernel[UDP_CHECKSUM].fill(0);
+            fast[UDP_CHECKSUM].fill(0);
+            Some(INNER)
+        }
+        Backend::HostGw => None,
+    };
+    for frame in inner.into_iter().chain([0]) {
+        let header = &fast[frame + IP..frame + UDP];
         ensure!(
-            header_sum(&fast[IP..UDP]) == 0xffff,
-            "the outer header's checksum is wrong: {fast:02x?}"
+            header_sum(header) == 0xffff,
+            "the checksum of the header at {} is wrong: {fast:02x?}",
+            frame + IP
         );
-        ensure!(
-            fast[UDP_CHECKSUM] == [0, 0],
-            "a UDP checksum that nobody has computed: {fast:02x?}"
-        );
-        for range in [IP_ID, IP_CHECKSUM, UDP_CHECKSUM] {
-            kernel[range.clone()].fill(0);
-            fast[range].fill(0);
+        for Range { start, end } in [IP_ID, IP_CHECKSUM] {
+            kernel[frame + start..frame + end].fill(0);
+            fast[frame + start..frame + end].fill(0);
         }
     }
     ensure!(
@@ -208,5 +218,6 @@ fn header_sum(header: &[u8]) -> u32 {
     let sum: u32 = words
         .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
         .sum();
-    (sum & 0xffff) + (sum >> 16)
+    let folded = (sum & 0xffff) + (sum >> 16);
+    (folded & 0xffff) + (folded >> 16)
 }
