@@ -35,6 +35,10 @@ const EVERYWHERE: &[(&str, Test)] = &[
         matrix::large_packets,
     ),
     ("nodes_join_and_leave", nodes::join_and_leave),
+    (
+        "nodes_behind_a_router_are_reached_or_named",
+        nodes::behind_a_router,
+    ),
     ("pods_come_and_go", nodes::pods_come_and_go),
     ("agents_restart_without_loss", restart::agents_restart),
     ("agents_are_killed_without_loss", restart::agents_are_killed),
@@ -67,6 +71,10 @@ const VXLAN: &[(&str, Test)] = &[
 /// Tests of what does not depend on the path.
 const CONTROL: &[(&str, Test)] = &[
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    (
+        "a_lease_that_another_node_took_is_left_to_it",
+        repair::stolen_lease,
+    ),
     ("leases_are_found_after_a_compaction", rules::compaction),
     (
         "a_wrong_network_config_is_named_and_its_correction_taken",

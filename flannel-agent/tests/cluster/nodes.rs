@@ -13,7 +13,7 @@ use lab::{
 };
 
 use crate::support::{
-    Meter, Outcome, PROMPT, Path, Setting, all_arrived, eventually, link, serves, shell,
+    Backend, Meter, Outcome, PROMPT, Path, Setting, all_arrived, eventually, link, serves, shell,
     udp_arrives, wait_pods_served, with_cluster,
 };
 
@@ -148,5 +148,33 @@ pub(crate) fn pods_come_and_go(setting: Setting) -> Outcome {
         udp_arrives(source, &pods[0], PACKETS, 64)
             .context("to a pod that stayed")
             .map(drop)
+    })
+}
+
+/// Behind a router, VXLAN reaches a node as any other; host-gw cannot, says so, and serves the others.
+pub(crate) fn behind_a_router(setting: Setting) -> Outcome {
+    let nodes = vec![setting.node(), setting.node(), setting.node().routed()];
+    with_cluster(setting.cluster(nodes), |cluster| {
+        let (near, far) = (cluster.node(1), cluster.node(3));
+        if setting.backend == Backend::Vxlan {
+            for (from, to) in [(near, far), (far, near)] {
+                let meter = Meter::start(from, to)?;
+                udp_arrives(&from.pods()[0], &to.pods()[0], PACKETS, 64)?;
+                meter.expect(setting.path, PACKETS)?;
+            }
+            return Ok(());
+        }
+        let subnet = far.subnet_env()?.subnet.to_string();
+        let peers = near.agent().status()?.peers;
+        let shown = peers.iter().find(|peer| peer.subnet == subnet);
+        ensure!(
+            shown.is_some_and(|peer| peer.via == "none" && peer.problem.is_some()),
+            "{peers:?}"
+        );
+        let other = cluster.node(2);
+        let meter = Meter::start(near, other)?;
+        udp_arrives(&near.pods()[0], &other.pods()[0], PACKETS, 64)?;
+        meter.expect(setting.path, PACKETS)?;
+        not_sent_fast(near, &near.pods()[0], &far.pods()[0])
     })
 }

@@ -199,3 +199,37 @@ fn with_other_mac(value: &str) -> String {
     let rest = after.split_once('"').map_or("", |(_, rest)| rest);
     format!("{before}{FIELD}0e:00:00:00:00:01\"{rest}")
 }
+
+/// A key that another node has taken is left to it: the node gets another subnet, and the others follow.
+pub(crate) fn stolen_lease(setting: Setting) -> Outcome {
+    with_cluster(setting.pair(), |cluster| {
+        let (first, second) = (cluster.node(1), cluster.node(2));
+        let lost = first.subnet_env()?.subnet;
+        let key = format!("{PREFIX}/subnets/{}", lost.key());
+        let own = cluster.etcd().get_prefix(&key)?;
+        let stolen = own[0].1.replace("192.168.100.1", "192.168.100.77");
+        cluster.etcd().put(&key, &stolen)?;
+        eventually("another subnet in subnet.env", PROMPT, || {
+            let now = first.subnet_env()?.subnet;
+            Ok((now != lost).then_some(()).ok_or_else(|| now.to_string()))
+        })?;
+        let now = first.subnet_env()?.subnet.to_string();
+        let status = first.agent().wait_ready()?;
+        ensure!(
+            status.lease.is_some_and(|lease| lease.subnet == now),
+            "subnet.env says {now}"
+        );
+        let kept = cluster.etcd().get_prefix(&key)?;
+        ensure!(
+            kept[0].1 == stolen,
+            "the other node's lease was changed: {kept:?}"
+        );
+        second.agent().wait_status("the new subnet", |status| {
+            status
+                .peers
+                .iter()
+                .any(|peer| peer.subnet == now && peer.via == "vxlan")
+        })?;
+        Ok(())
+    })
+}
