@@ -1,0 +1,155 @@
+//! The agent in clusters: real etcd, real CNI plugins, real packets between pods on different nodes.
+//!
+//! One theme per file. A test's name says what is claimed, after the backend and the path that it is claimed for:
+//! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
+//! of its own, so any number of them run side by side.
+
+mod cleanup;
+mod config;
+mod declined;
+mod fallback;
+mod matrix;
+mod mixed;
+mod nodes;
+mod repair;
+mod restart;
+mod rules;
+mod support;
+mod tiers;
+mod wire;
+
+use std::process::ExitCode;
+
+use lab::signals;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::{Backend, Outcome, Path, Setting};
+
+/// A test of one backend on one path.
+type Test = fn(Setting) -> Outcome;
+
+/// Tests of every backend on every path.
+const EVERYWHERE: &[(&str, Test)] = &[
+    ("pods_reach_pods_with_offloads", matrix::with_offloads),
+    ("pods_reach_pods_without_offloads", matrix::without_offloads),
+    (
+        "large_packets_get_through_or_are_answered",
+        matrix::large_packets,
+    ),
+    ("nodes_join_and_leave", nodes::join_and_leave),
+    (
+        "nodes_behind_a_router_are_reached_or_named",
+        nodes::behind_a_router,
+    ),
+    ("pods_come_and_go", nodes::pods_come_and_go),
+    ("agents_restart_without_loss", restart::agents_restart),
+    ("agents_are_killed_without_loss", restart::agents_are_killed),
+    ("etcd_is_away_without_loss", restart::etcd_is_away),
+    ("removed_entries_come_back", repair::removed_entries),
+    ("bad_leases_harm_no_other", repair::bad_leases),
+    (
+        "an_overwritten_or_deleted_lease_is_restored",
+        repair::overwritten_lease,
+    ),
+    ("stock_nodes_are_peers_like_any", mixed::with_stock_node),
+    (
+        "the_end_leaves_all_and_cleanup_nothing",
+        cleanup::end_and_cleanup,
+    ),
+];
+
+/// Tests of the VXLAN backend on every path.
+const VXLAN: &[(&str, Test)] = &[
+    (
+        "a_deleted_device_is_back_within_a_second",
+        repair::deleted_device,
+    ),
+    (
+        "100000_packets_cross_kills_without_loss",
+        restart::agents_are_killed_in_a_long_run,
+    ),
+];
+
+/// Tests of what does not depend on the path.
+const CONTROL: &[(&str, Test)] = &[
+    ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    (
+        "a_lease_that_another_node_took_is_left_to_it",
+        repair::stolen_lease,
+    ),
+    ("leases_are_found_after_a_compaction", rules::compaction),
+    (
+        "a_wrong_network_config_is_named_and_its_correction_taken",
+        config::malformed_network_config,
+    ),
+    (
+        "a_missing_network_config_is_waited_for",
+        config::no_network_config,
+    ),
+];
+
+/// Tests of the fast path, with every backend.
+const FAST: &[(&str, Test)] = &[
+    ("clsact_filters_carry", tiers::attached_by_clsact),
+    (
+        "a_hook_at_the_bridge_carries",
+        tiers::taken_up_at_the_bridge,
+    ),
+    ("frames_are_those_that_the_kernel_sends", wire::same_frames),
+    (
+        "what_it_declines_the_kernel_carries",
+        declined::declined_traffic,
+    ),
+    (
+        "without_the_right_to_use_bpf_the_kernel_carries_all",
+        fallback::bpf_denied,
+    ),
+    (
+        "without_a_place_for_pins_the_kernel_carries_all",
+        fallback::no_pins,
+    ),
+    (
+        "a_fast_path_that_is_turned_off_is_gone",
+        cleanup::turned_off,
+    ),
+];
+
+/// Tests of the fast path where there is a VXLAN device.
+const FAST_VXLAN: &[(&str, Test)] = &[
+    ("the_device_receives", tiers::received_at_the_device),
+    ("the_device_sends", tiers::sent_by_the_device),
+];
+
+fn main() -> ExitCode {
+    signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
+    let mut trials = Vec::new();
+    for backend in [Backend::Vxlan, Backend::HostGw] {
+        for path in [Path::Kernel, Path::Fast] {
+            let setting = Setting { backend, path };
+            let vxlan = (backend == Backend::Vxlan).then_some(VXLAN);
+            let control = (backend == Backend::Vxlan && path == Path::Kernel).then_some(CONTROL);
+            let fast = (path == Path::Fast).then_some(FAST);
+            let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
+            let tests = [Some(EVERYWHERE), vxlan, control, fast, fast_vxlan];
+            trials.extend(
+                tests
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|(name, test)| trial(setting, name, *test)),
+            );
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn trial(setting: Setting, name: &str, test: Test) -> Trial {
+    Trial::ignorable_test(
+        format!("{setting}::{name}"),
+        move || match support::missing(setting.path) {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => test(setting)
+                .map(|()| Completion::Completed)
+                .map_err(|error| Failed::from(format!("{error:#}"))),
+        },
+    )
+}

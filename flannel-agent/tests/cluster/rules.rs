@@ -1,0 +1,149 @@
+//! Masquerade and forward rules, as the tools list them on a node.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use lab::{Node, etcd::PREFIX};
+use rustix::process::Signal;
+
+use crate::support::{Outcome, PROMPT, Setting, eventually, shell, udp_arrives, with_cluster};
+
+/// What `iptables-save` shows on a node with flanneld v0.28.9 and `--ip-masq`; `SUBNET` is the node's.
+const IPTABLES: &str = r#"-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+-A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+-A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s SUBNET -d 10.5.0.0/16 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s 10.5.0.0/16 -d SUBNET -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG ! -s 10.5.0.0/16 -d SUBNET -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s 10.5.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
+-A FLANNEL-POSTRTG ! -s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
+"#;
+
+/// What `nft list table ip flannel-ipv4` shows there with `EnableNFTables`.
+const NFTABLES: &str = r#"table ip flannel-ipv4 {
+	comment "rules for flannel-ipv4"
+	chain postrtg {
+		comment "chain to manage traffic masquerading by flannel"
+		type nat hook postrouting priority srcnat; policy accept;
+		meta mark 0x00004000 return
+		ip saddr SUBNET ip daddr 10.5.0.0/16 return
+		ip saddr 10.5.0.0/16 ip daddr SUBNET return
+		ip saddr != SUBNET ip daddr 10.5.0.0/16 return
+		ip saddr 10.5.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
+		ip saddr != 10.5.0.0/16 ip daddr 10.5.0.0/16 masquerade fully-random
+	}
+
+	chain forward {
+		comment "chain to accept flannel traffic"
+		type filter hook forward priority filter; policy accept;
+		ip saddr 10.5.0.0/16 accept
+		ip daddr 10.5.0.0/16 accept
+	}
+}
+"#;
+
+/// The rules are upstream's, with either tool, and never both tools'.
+pub(crate) fn as_upstream(setting: Setting) -> Outcome {
+    with_cluster(setting.pair(), |cluster| {
+        let (node, other) = (cluster.node(1), cluster.node(2));
+        let subnet = node.subnet_env()?.subnet.to_string();
+        let iptables = IPTABLES.replace("SUBNET", &subnet);
+        let nftables = NFTABLES.replace("SUBNET", &subnet);
+        let none = String::new();
+        rules_become(node, &iptables, &none)?;
+
+        shell(node, "iptables -t nat -F FLANNEL-POSTRTG")?;
+        shell(node, "iptables -D FORWARD 1")?;
+        rules_become(node, &iptables, &none)?;
+
+        let with_nftables = setting
+            .network()
+            .replacen('{', r#"{"EnableNFTables":true,"#, 1);
+        cluster.etcd().put_config(&with_nftables)?;
+        node.agent().restart()?;
+        rules_become(node, &none, &nftables)?;
+        udp_arrives(&node.pods()[0], &other.pods()[0], 200, 64)?;
+
+        cluster.etcd().put_config(&setting.network())?;
+        node.agent().restart()?;
+        rules_become(node, &iptables, &none)
+    })
+}
+
+/// Waits, for longer than the agent's interval between two looks, until both tools list just this.
+fn rules_become(node: &Node, iptables: &str, nftables: &str) -> Outcome {
+    const LIMIT: Duration = Duration::from_secs(10);
+    eventually("the rules", LIMIT, || {
+        let (old, new) = (iptables_rules(node)?, nftables_rules(node)?);
+        Ok((sorted(&old) == sorted(iptables)
+            && of_chains(&old) == of_chains(iptables)
+            && new == nftables)
+            .then_some(())
+            .ok_or_else(|| format!("iptables:\n{old}nftables:\n{new}")))
+    })
+}
+
+fn iptables_rules(node: &Node) -> anyhow::Result<String> {
+    shell(node, "iptables-save | grep -- '^-A.*FLANNEL' || true")
+}
+
+fn nftables_rules(node: &Node) -> anyhow::Result<String> {
+    shell(node, "nft list table ip flannel-ipv4 2>/dev/null || true")
+}
+
+fn sorted(rules: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = rules.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// The rules of the masquerade chain, whose order matters.
+fn of_chains(rules: &str) -> Vec<&str> {
+    rules
+        .lines()
+        .filter(|line| line.starts_with("-A FLANNEL-POSTRTG"))
+        .collect()
+}
+
+/// Leases that came while the agent could not watch are found, although etcd has forgotten their events.
+pub(crate) fn compaction(setting: Setting) -> Outcome {
+    with_cluster(setting.pair(), |cluster| {
+        let (agent, etcd) = (cluster.node(1).agent(), cluster.etcd());
+        agent.signal(Signal::STOP)?;
+        // Ends the watch; the agent that hangs cannot begin another.
+        etcd.stop()?;
+        etcd.start()?;
+        let other = etcd.get_prefix(&format!(
+            "{PREFIX}/subnets/{}",
+            cluster.node(2).subnet_env()?.subnet.key()
+        ))?;
+        ensure!(other.len() == 1, "{other:?}");
+        let value = other[0].1.replace("192.168.100.2", "192.168.100.9");
+        etcd.put(&format!("{PREFIX}/subnets/10.5.240.0-24"), &value)?;
+        etcd.put(&format!("{PREFIX}/subnets/10.5.241.0-24"), &value)?;
+        etcd.delete(&format!("{PREFIX}/subnets/10.5.241.0-24"))?;
+        let answer = etcd.ctl(&["get", "--write-out=json", "no-such-key"])?;
+        let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        let revision = answer["header"]["revision"].to_string();
+        etcd.ctl(&["compact", &revision])?;
+        agent.signal(Signal::CONT)?;
+        eventually("the lease in n1's status", 2 * PROMPT, || {
+            let peers = agent.status()?.peers;
+            let subnets: Vec<_> = peers.iter().map(|peer| peer.subnet.as_str()).collect();
+            Ok((subnets.len() == 2 && subnets.contains(&"10.5.240.0/24"))
+                .then_some(())
+                .ok_or_else(|| format!("{subnets:?}")))
+        })?;
+        etcd.delete(&format!("{PREFIX}/subnets/10.5.240.0-24"))?;
+        agent.wait_status("one peer again", |status| status.peers.len() == 1)?;
+        udp_arrives(
+            &cluster.node(1).pods()[0],
+            &cluster.node(2).pods()[0],
+            200,
+            64,
+        )
+        .map(drop)
+    })
+}

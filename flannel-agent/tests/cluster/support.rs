@@ -1,0 +1,355 @@
+//! What the tests share: settings, clusters with a diagnosis when a test fails, and proof of the path that packets took.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, ensure};
+use lab::{
+    AgentConfig, Cluster, ClusterConfig, Node, NodeConfig, Pod,
+    counters::Protocols,
+    process,
+    status::{Counters, Status},
+    traffic::udp::{self, UdpPlan, UdpReport},
+    wait,
+};
+
+/// What a test returns.
+pub(crate) type Outcome = anyhow::Result<()>;
+
+/// The agent under test.
+pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_flannel-agent");
+
+/// How long something may take that the agent does on an event.
+pub(crate) const PROMPT: Duration = Duration::from_secs(5);
+
+/// How nodes are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// Encapsulation.
+    Vxlan,
+    /// Routes by the nodes' addresses.
+    HostGw,
+}
+
+/// Which path packets between nodes are to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// `--fast-path=off`.
+    Kernel,
+    /// `--fast-path=subnet`.
+    Fast,
+}
+
+/// What a test is run with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) backend: Backend,
+    pub(crate) path: Path,
+}
+
+impl Path {
+    /// `--fast-path`.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Self::Kernel => "off",
+            Self::Fast => "subnet",
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backend = match self.backend {
+            Backend::Vxlan => "vxlan",
+            Backend::HostGw => "host_gw",
+        };
+        write!(f, "{backend}::{}", self.path.mode())
+    }
+}
+
+impl Setting {
+    /// The network config.
+    pub(crate) fn network(self) -> String {
+        let backend = match self.backend {
+            Backend::Vxlan => "vxlan",
+            Backend::HostGw => "host-gw",
+        };
+        format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
+    }
+
+    /// How agents are started.
+    pub(crate) fn agent(self) -> AgentConfig {
+        AgentConfig::new(AGENT).with_fast_path(self.path.mode())
+    }
+
+    /// A node with an agent.
+    pub(crate) fn node(self) -> NodeConfig {
+        NodeConfig::agent(&self.agent())
+    }
+
+    /// Two nodes with agents and one pod each.
+    pub(crate) fn pair(self) -> ClusterConfig {
+        self.cluster(vec![self.node(), self.node()])
+    }
+
+    /// A cluster with one pod on each node.
+    pub(crate) fn cluster(self, nodes: Vec<NodeConfig>) -> ClusterConfig {
+        ClusterConfig {
+            nodes,
+            pods: 1,
+            network: self.network(),
+            ..ClusterConfig::default()
+        }
+    }
+
+    /// MTU that pods get on the default underlay, in bytes.
+    pub(crate) fn pod_mtu(self) -> usize {
+        match self.backend {
+            Backend::Vxlan => 1450,
+            Backend::HostGw => 1500,
+        }
+    }
+}
+
+/// Why tests of this path cannot run here, if so.
+pub(crate) fn missing(path: Path) -> Option<&'static str> {
+    static EMBEDDED: OnceLock<bool> = OnceLock::new();
+    if !rustix::process::geteuid().is_root() {
+        return Some("network namespaces need root");
+    }
+    let embedded = || {
+        let output = Command::new(AGENT).arg("--version").output();
+        output.is_ok_and(|output| !String::from_utf8_lossy(&output.stdout).contains("not embedded"))
+    };
+    (path == Path::Fast && !EMBEDDED.get_or_init(embedded))
+        .then_some("the agent carries no BPF object: build it with `cargo xtask build`")
+}
+
+/// Starts a cluster, waits until its packets take the path that they are to take, and runs `test`. A failure shows
+/// what the agents say.
+pub(crate) fn with_cluster(
+    config: ClusterConfig,
+    test: impl FnOnce(&mut Cluster) -> Outcome,
+) -> Outcome {
+    with_unready_cluster(config, |cluster| {
+        for node in cluster.nodes() {
+            wait_pods_served(node)?;
+        }
+        test(cluster)
+    })
+}
+
+/// As [`with_cluster`], without waiting for the fast path.
+pub(crate) fn with_unready_cluster(
+    config: ClusterConfig,
+    test: impl FnOnce(&mut Cluster) -> Outcome,
+) -> Outcome {
+    let mut cluster = Cluster::start(config)?;
+    let result = catch_unwind(AssertUnwindSafe(|| test(&mut cluster)));
+    let error = match result {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            anyhow!(text.unwrap_or_else(|| "panicked".to_owned()))
+        }
+    };
+    Err(anyhow!("{error:#}\n{}", diagnosis(&cluster)))
+}
+
+/// What an engineer wants to see: each agent's status and the end of its log.
+fn diagnosis(cluster: &Cluster) -> String {
+    const LINES: usize = 25;
+    let mut text = String::new();
+    for node in cluster.nodes() {
+        let Some(agent) = node.try_agent() else {
+            continue;
+        };
+        let status = agent
+            .status()
+            .map_or_else(|error| error.to_string(), |status| brief(&status));
+        let log = agent.log();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        text += &format!("--- {}: {status}\n{tail}\n", node.name());
+    }
+    text
+}
+
+fn brief(status: &Status) -> String {
+    let bad: Vec<_> = status
+        .objects
+        .iter()
+        .filter(|object| object.state != "ok")
+        .collect();
+    format!(
+        "ready {}, lease {:?}, peers {:?}, skipped {:?}, objects not ok {bad:?}, problems {:?}, fast path {:?}",
+        status.ready,
+        status.lease,
+        status.peers,
+        status.skipped_leases,
+        status.problems,
+        status.fast_path
+    )
+}
+
+/// With the fast path on, waits until it serves all pods of the node.
+pub(crate) fn wait_pods_served(node: &Node) -> Outcome {
+    let Some(agent) = node.try_agent() else {
+        return Ok(());
+    };
+    if agent.status()?.fast_path.mode == Path::Kernel.mode() {
+        return Ok(());
+    }
+    let pods = node.pods();
+    agent.wait_status("a fast path for all pods", |status| {
+        status.fast_path.active && pods.iter().all(|pod| serves(status, pod))
+    })?;
+    Ok(())
+}
+
+/// Whether the fast path of the pod's node delivers to it.
+pub(crate) fn serves(status: &Status, pod: &Pod) -> bool {
+    let address = pod.address().to_string();
+    let mut pods = status.fast_path.pods.iter();
+    pods.any(|known| known.ip == address && known.problem.is_none())
+}
+
+/// The counters of two nodes, BPF's and the kernel's, to tell which path packets between them take.
+pub(crate) struct Meter<'a> {
+    ends: [&'a Node; 2],
+    before: [Counts; 2],
+}
+
+/// What a node has counted.
+struct Counts {
+    /// By BPF; a stock node has none.
+    bpf: Counters,
+    /// Packets that the kernel has forwarded (`Ip.ForwDatagrams`).
+    forwarded: i64,
+}
+
+impl<'a> Meter<'a> {
+    /// Begins to count.
+    pub(crate) fn start(from: &'a Node, to: &'a Node) -> anyhow::Result<Self> {
+        let before = [counts(from)?, counts(to)?];
+        let ends = [from, to];
+        Ok(Self { ends, before })
+    }
+
+    /// Asserts that of `packets` packets from the first node to the second nearly all took the fast path, at both
+    /// ends, and hardly any packet the kernel's; or that all took the kernel's.
+    pub(crate) fn expect(&self, path: Path, packets: u64) -> Outcome {
+        /// One packet in so many may take the other path: while neighbours are probed and events are handled.
+        const TOLERANCE: u64 = 50;
+        /// Packets that may come from elsewhere: of ARP's making, of the end of an earlier connection.
+        const FEW: u64 = 20;
+        for (end, (node, before)) in self.ends.iter().zip(&self.before).enumerate() {
+            if node.try_agent().is_none() {
+                continue;
+            }
+            let now = counts(node)?;
+            let counted = now.bpf.since(&before.bpf);
+            let fast = [counted.fast_egress, counted.fast_ingress][end];
+            let kernel = u64::try_from(now.forwarded - before.forwarded)?;
+            let holds = match path {
+                Path::Kernel => fast == 0 && kernel >= packets,
+                Path::Fast => {
+                    fast >= packets - packets / TOLERANCE && kernel <= packets / TOLERANCE + FEW
+                }
+            };
+            ensure!(
+                holds,
+                "of {packets} packets from {} to {} with fast path {}, BPF of {} carried {fast}, its kernel {kernel}: {counted:?}",
+                self.ends[0].name(),
+                self.ends[1].name(),
+                path.mode(),
+                node.name()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn counts(node: &Node) -> anyhow::Result<Counts> {
+    Ok(Counts {
+        bpf: counters(node)?,
+        forwarded: Protocols::read(node.netns())?.get("Ip.ForwDatagrams"),
+    })
+}
+
+fn counters(node: &Node) -> anyhow::Result<Counters> {
+    let Some(agent) = node.try_agent() else {
+        return Ok(Counters::default());
+    };
+    let status = agent.status().context("counters")?;
+    Ok(status.fast_path.counters)
+}
+
+/// Sends numbered packets and asserts that each arrives once, in order and unaltered.
+pub(crate) fn udp_arrives(
+    from: &dyn lab::traffic::Host,
+    to: &dyn lab::traffic::Host,
+    packets: u64,
+    size: usize,
+) -> anyhow::Result<UdpReport> {
+    let plan = UdpPlan {
+        packets,
+        rate: 5000,
+        size,
+    };
+    let report = udp::run(from, to, plan)?;
+    all_arrived(&report)?;
+    ensure!(report.sent == packets, "not all were sent: {report:?}");
+    Ok(report)
+}
+
+/// Asserts that each packet that was sent arrived once, in order and unaltered.
+pub(crate) fn all_arrived(report: &UdpReport) -> Outcome {
+    let faults = report.lost + report.refused + report.duplicated + report.reordered;
+    ensure!(
+        report.sent > 0 && faults + report.corrupted == 0,
+        "not all packets arrived once and in order: {report:?}"
+    );
+    Ok(())
+}
+
+/// Waits for a condition.
+pub(crate) fn eventually(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> anyhow::Result<Result<(), String>>,
+) -> Outcome {
+    let mut failure = None;
+    wait::until(what, limit, || match probe() {
+        Ok(answer) => Ok(answer),
+        Err(error) => {
+            failure = Some(error);
+            Ok(Ok(()))
+        }
+    })?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Runs a shell command on a node and returns what it prints.
+pub(crate) fn shell(node: &Node, command: &str) -> anyhow::Result<String> {
+    Ok(process::run(Some(node.netns()), "sh", &["-c", command])?)
+}
+
+/// Index and MAC address of a link on a node; none if there is no such link.
+pub(crate) fn link(node: &Node, name: &str) -> anyhow::Result<Option<(u64, String)>> {
+    let links = process::run(Some(node.netns()), "ip", &["-json", "link", "show"])?;
+    let links: serde_json::Value = serde_json::from_str(&links).context("links of ip -json")?;
+    let mut links = links.as_array().into_iter().flatten();
+    let found = links.find(|link| link["ifname"] == name);
+    Ok(found.map(|link| {
+        let mac = link["address"].as_str().unwrap_or_default().to_owned();
+        (link["ifindex"].as_u64().unwrap_or_default(), mac)
+    }))
+}
