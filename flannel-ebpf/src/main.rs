@@ -1,6 +1,6 @@
 //! The BPF programs: one file per hook, thin around the decisions of `flannel_common`.
 //!
-//! A hook reads the packet's headers, asks [`flannel_common::decide`], and carries out the answer. No decision lives
+//! A hook reads the packet's headers, asks `flannel_common::decide`, and carries out the answer. No decision lives
 //! here. A packet that the answer leaves to the kernel is not changed in any byte.
 //!
 //! Programs return `TCX_NEXT` (equal to `TC_ACT_UNSPEC`) for such a packet, so that programs of others behind ours
