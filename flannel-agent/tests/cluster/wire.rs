@@ -150,7 +150,7 @@ fn send_all(
     let frames = capture.stop().into_iter().filter_map(|frame| {
         let (source, target) = inner_ports(&frame, inner)?;
         let ours = target == PORT && (FIRST_SOURCE..FIRST_SOURCE + FLOWS).contains(&source);
-        ours.then(|| ((source, frame.bytes.len()), frame.bytes))
+        ours.then_some(((source, frame.bytes.len()), frame.bytes))
     });
     Ok((frames.collect(), outer))
 }
