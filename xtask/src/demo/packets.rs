@@ -60,7 +60,7 @@ pub(super) fn table(total: &Packets, recent: Option<(&Packets, Duration)>) -> Ve
     right.extend(
         reasons[..named]
             .iter()
-            .map(|(reason, count)| counter(reason, **count, recent_of(reason))),
+            .map(|(reason, count)| counter(&short(reason), **count, recent_of(reason))),
     );
     if let Some((_, rest)) = reasons
         .split_at_checked(named)
@@ -90,6 +90,15 @@ fn counter(what: &str, total: u64, rate: Option<u64>) -> Line {
     let rate = rate.map(grouped).unwrap_or_default();
     let what: String = what.chars().take(18).collect();
     Line::of(style, format!("{what:<18}{:>12}{rate:>9}", grouped(total)))
+}
+
+/// A reason as `hook/outcome`, with what fits beside the numbers in place of the hook: where the packet was going.
+fn short(reason: &str) -> String {
+    match reason.split_once('/') {
+        Some(("pod_egress" | "bridge_egress", outcome)) => format!("out: {outcome}"),
+        Some((_, outcome)) => format!("in: {outcome}"),
+        None => reason.to_owned(),
+    }
 }
 
 fn per_second(count: u64, time: Duration) -> u64 {
