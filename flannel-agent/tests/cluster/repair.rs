@@ -207,7 +207,7 @@ pub(crate) fn stolen_lease(setting: Setting) -> Outcome {
         let lost = first.subnet_env()?.subnet;
         let key = format!("{PREFIX}/subnets/{}", lost.key());
         let own = cluster.etcd().get_prefix(&key)?;
-        let stolen = own[0].1.replace("192.168.100.1", "192.168.100.77");
+        let stolen = with_other_mac(&own[0].1).replace("192.168.100.1", "192.168.100.77");
         cluster.etcd().put(&key, &stolen)?;
         eventually("another subnet in subnet.env", PROMPT, || {
             let now = first.subnet_env()?.subnet;
