@@ -46,7 +46,11 @@ mod programs {
         }
         // SAFETY: the element is this CPU's own, and test runs do not interrupt each other.
         let flow = unsafe {
-            *next = if *next + 1 < plan.flows as u32 { *next + 1 } else { 0 };
+            *next = if *next + 1 < plan.flows as u32 {
+                *next + 1
+            } else {
+                0
+            };
             *next
         };
         let mut headers = plan.headers;
