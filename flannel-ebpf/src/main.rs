@@ -19,6 +19,8 @@ mod nic_ingress;
 #[cfg(target_arch = "bpf")]
 mod pod_egress;
 #[cfg(target_arch = "bpf")]
+mod probe;
+#[cfg(target_arch = "bpf")]
 mod skb;
 #[cfg(target_arch = "bpf")]
 mod vtep_ingress;

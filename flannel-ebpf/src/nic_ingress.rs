@@ -12,7 +12,7 @@ use crate::maps::{Topology, count};
 use crate::skb::Skb;
 
 /// Bytes that the decision reads at most.
-const HEADERS: u32 = (L3 + vxlan::OVERHEAD + ipv4::LEN + tcp::MIN_LEN) as u32;
+const HEADERS: usize = L3 + vxlan::OVERHEAD + ipv4::LEN + tcp::MIN_LEN;
 
 const _: () = assert!(vxlan::OVERHEAD == ipv4::LEN + udp::LEN + vxlan::LEN + ethernet::LEN);
 

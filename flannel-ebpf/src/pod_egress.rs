@@ -14,7 +14,7 @@ use crate::maps::{Topology, count};
 use crate::skb::{DROP, Skb, to_device, to_neighbour};
 
 /// Bytes that the decision reads.
-const HEADERS: u32 = (L3 + ipv4::LEN + tcp::MIN_LEN) as u32;
+const HEADERS: usize = L3 + ipv4::LEN + tcp::MIN_LEN;
 
 /// TC ingress, host side of a pod's veth.
 #[classifier]

@@ -33,15 +33,15 @@ pub struct Skb {
 }
 
 impl Skb {
-    /// The packet of `ctx`, with its first `headers` bytes (or all, if it is shorter) in the linear part.
+    /// The packet of `ctx`, with its first `headers` bytes in the linear part if it has as many.
     #[inline(always)]
-    pub fn new(ctx: &TcContext, headers: u32) -> Self {
+    pub fn new(ctx: &TcContext, headers: usize) -> Self {
         let skb = Self { raw: ctx.skb.skb };
         // SAFETY: the verifier guarantees the context.
-        let raw = unsafe { &*skb.raw };
-        if raw.data + headers > raw.data_end && raw.data_end - raw.data < raw.len {
+        let len = unsafe { (*skb.raw).len };
+        if len as usize >= headers && skb.pointer(0, headers).is_none() {
             // SAFETY: as above. A failure leaves the linear part as it was: reads behind it are refused.
-            unsafe { bpf_skb_pull_data(skb.raw, headers.min(raw.len)) };
+            unsafe { bpf_skb_pull_data(skb.raw, headers as u32) };
         }
         skb
     }

@@ -12,7 +12,7 @@ use crate::maps::{Topology, count};
 use crate::skb::Skb;
 
 /// Bytes that the decision reads.
-const HEADERS: u32 = (L3 + ipv4::LEN + tcp::MIN_LEN) as u32;
+const HEADERS: usize = L3 + ipv4::LEN + tcp::MIN_LEN;
 
 /// TC ingress, VXLAN device.
 #[classifier]

@@ -5,6 +5,7 @@
 
 mod build;
 mod command;
+mod demo;
 mod setup;
 mod test;
 mod workspace;
@@ -32,6 +33,8 @@ enum Task {
     Setup(setup::Options),
     /// Build the BPF object and the agent with the object in it.
     Build(build::Options),
+    /// Run a cluster on this machine and watch it.
+    Run(demo::Options),
     /// Run the tests: all of them, or the named suites.
     Test(test::Options),
 }
@@ -58,7 +61,18 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.task {
         Task::Setup(options) => setup::run(&workspace, options)?,
         Task::Build(options) => build::run(&workspace, options)?,
+        Task::Run(options) => return run_demo(&workspace, options),
         Task::Test(options) => return test::run(&workspace, options),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask run`: set-up and build, then the demo with the agent that was built.
+fn run_demo(workspace: &Workspace, options: &demo::Options) -> anyhow::Result<ExitCode> {
+    if options.clean {
+        return demo::clean();
+    }
+    let tools = setup::ensure(workspace, setup::Scope::Lab)?;
+    let objects = build::objects(workspace, &tools)?;
+    demo::run(options, &build::agent(workspace, &objects)?)
 }

@@ -153,6 +153,18 @@ pub struct RunOptions {
     /// Which traffic BPF may carry; `subnet` only where pod-to-pod traffic meets no NAT and no network policy
     #[arg(long, value_enum, default_value = "off")]
     pub fast_path: FastPathMode,
+    /// Who encapsulates: BPF, or the VXLAN device after BPF has chosen the peer (`assist`)
+    #[arg(long, value_enum, default_value = "auto")]
+    pub fast_path_egress: fastpath::Egress,
+    /// Where packets from other nodes are taken up: at the node's interface or at the VXLAN device
+    #[arg(long, value_enum, default_value = "nic")]
+    pub fast_path_ingress: fastpath::Ingress,
+    /// How BPF programs are attached
+    #[arg(long, value_enum, default_value = "auto")]
+    pub fast_path_attach: fastpath::AttachBy,
+    /// Where packets of pods are taken up: `bridge` is for measurements
+    #[arg(long, value_enum, default_value = "auto")]
+    pub fast_path_pods: fastpath::PodHook,
     /// Where BPF objects are pinned: a directory on a BPF file system, one per node
     #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
     pub pin_dir: PathBuf,

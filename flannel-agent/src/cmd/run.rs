@@ -226,6 +226,10 @@ async fn agent(
     let fast_path = FastPath::start(fastpath::Options {
         mode: options.fast_path.into(),
         pin_dir: options.pin_dir.clone(),
+        egress: options.fast_path_egress,
+        ingress: options.fast_path_ingress,
+        attach: options.fast_path_attach,
+        pod_hook: options.fast_path_pods,
     });
     let (publish, to_publish) = watch::channel(attributes);
     let (lease_events, leases) = mpsc::channel(LEASE_EVENTS);

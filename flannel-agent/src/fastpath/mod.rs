@@ -3,12 +3,26 @@
 //! The only code that touches BPF. It is a cache in front of the kernel path: whatever fails here costs speed, never
 //! packets, so no error leaves this module except as a reason in the status.
 
+mod engine;
+mod error;
+mod hooks;
+pub mod object;
+mod pin;
+pub mod plain;
+mod sys;
+mod table;
+mod tables;
+mod tier;
 mod topology;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+pub use error::Error;
+pub use tier::{Egress, Ingress};
 pub use topology::{Device, PeerRoute, Pod, Topology, Vtep};
+use tracing::{info, warn};
 
+use self::engine::Engine;
 use crate::status;
 
 /// Which traffic BPF may carry: `--fast-path`.
@@ -21,47 +35,127 @@ pub enum Mode {
     Subnet,
 }
 
+impl Mode {
+    /// The name that the option and the status use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Subnet => "subnet",
+        }
+    }
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachBy {
+    /// By TCX links where the kernel has them, else as clsact filters.
+    #[default]
+    Auto,
+    /// By TCX links.
+    Tcx,
+    /// As clsact filters.
+    Clsact,
+}
+
+/// Where packets of pods are taken up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PodHook {
+    /// At each pod's veth; at the bridge for pods whose veth takes no program, if that is cheaper than the kernel.
+    #[default]
+    Auto,
+    /// At the bridge for all pods: for measurements.
+    Bridge,
+}
+
 /// Settings that do not change while the agent runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Which traffic BPF may carry.
     pub mode: Mode,
     /// Where maps and links are pinned; one directory per node, on a BPF file system.
     pub pin_dir: PathBuf,
+    /// Who encapsulates.
+    pub egress: Egress,
+    /// Where packets from other nodes are taken up.
+    pub ingress: Ingress,
+    /// How programs are attached.
+    pub attach: AttachBy,
+    /// Where packets of pods are taken up.
+    pub pod_hook: PodHook,
 }
 
 /// The running fast path.
 pub struct FastPath {
-    options: Options,
+    mode: Mode,
+    state: State,
+}
+
+enum State {
+    Off,
+    Unavailable(Error),
+    Loaded(Box<Engine>),
 }
 
 impl FastPath {
     /// Loads the programs, or adopts those of an earlier run. Never fails: what could not be done is in the status.
     pub fn start(options: Options) -> Self {
-        Self { options }
+        let mode = options.mode;
+        let pin_dir = options.pin_dir.clone();
+        let state = match mode {
+            Mode::Off => State::Off,
+            Mode::Subnet => match Engine::load(options) {
+                Ok(engine) => State::Loaded(Box::new(engine)),
+                Err(error) => State::Unavailable(error),
+            },
+        };
+        // Programs of an earlier run would go on with maps that nobody updates.
+        if !matches!(state, State::Loaded(_)) {
+            match pin::remove(&pin_dir) {
+                Ok(removed) if removed.is_empty() => {}
+                Ok(removed) => info!(
+                    pins = removed.len(),
+                    "detached the programs of an earlier run"
+                ),
+                Err(error) => warn!(%error, "programs of an earlier run stay attached"),
+            }
+        }
+        Self { mode, state }
     }
 
     /// Brings maps and hooks in line with `topology`. Idempotent.
-    pub fn sync(&mut self, _topology: &Topology) {}
+    pub fn sync(&mut self, topology: &Topology) {
+        if let State::Loaded(engine) = &mut self.state {
+            engine.sync(topology);
+        }
+    }
 
     /// What is attached, why not more, and what the counters say.
     pub fn status(&self) -> status::FastPath {
-        status::FastPath {
-            mode: format!("{:?}", self.options.mode).to_lowercase(),
+        let mut status = status::FastPath {
+            mode: self.mode.name().into(),
             ..Default::default()
+        };
+        match &self.state {
+            State::Off => {}
+            State::Unavailable(error) => {
+                status.reason = Some(error.to_string());
+                status.remedy = Some(error.remedy().into());
+            }
+            State::Loaded(engine) => engine.report(&mut status),
         }
+        status
     }
 }
 
 /// Whether this binary carries the BPF programs.
 pub fn embedded() -> bool {
-    false
+    object::bytes().is_some()
 }
 
 /// Detaches all programs and removes all pins below `pin_dir`; returns what was removed.
 ///
 /// # Errors
 /// When a pin exists and cannot be removed.
-pub fn remove(_pin_dir: &std::path::Path) -> std::io::Result<Vec<String>> {
-    Ok(Vec::new())
+pub fn remove(pin_dir: &Path) -> Result<Vec<String>, Error> {
+    pin::remove(pin_dir)
 }

@@ -1,0 +1,332 @@
+//! The loaded fast path: keeps hooks and maps in line with a topology.
+//!
+//! A hook is attached before the map entries that rely on it are written, and entries go before their hook does: a pod
+//! is fast in both directions or in none, since conntrack must not see half of a connection.
+
+use std::fs;
+
+use aya::Ebpf;
+use flannel_common::maps::{Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_DECAP, LocalPod};
+use flannel_common::outcome::Hook;
+use flannel_common::wire::{Be16, Be32, vxlan};
+use tracing::{info, warn};
+
+use super::hooks::{Attach, Hooks};
+use super::pin::Pins;
+use super::tables::{Contents, Tables};
+use super::tier::{self, Egress, Ingress};
+use super::{AttachBy, Device, Error, Options, Pod, PodHook, Topology, object};
+use crate::status;
+
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const DEFAULT_TTL: &str = "/proc/sys/net/ipv4/ip_default_ttl";
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// The kernel's own defaults, for where the files above cannot be read.
+const PORTS: (u16, u16) = (32_768, 60_999);
+const TTL: u8 = 64;
+
+/// Programs, hooks and maps.
+pub struct Engine {
+    options: Options,
+    egress: Egress,
+    bpf: Ebpf,
+    hooks: Hooks,
+    tables: Tables,
+    /// What keeps the whole node on the kernel path.
+    failure: Option<Error>,
+    /// What keeps single peers or pods there.
+    trouble: Option<Error>,
+    pods: Vec<status::Pod>,
+}
+
+impl Engine {
+    /// Loads the programs and adopts what an earlier run left.
+    ///
+    /// # Errors
+    /// Anything that makes the fast path impossible on this node.
+    pub fn load(options: Options) -> Result<Self, Error> {
+        let object = object::bytes().ok_or(Error::NoObject)?;
+        let pins = Pins::new(&options.pin_dir);
+        pins.create()?;
+        let mut bpf = object::load(object, Some(&pins.maps())).map_err(|source| Error::Object {
+            source: Box::new(source),
+        })?;
+        tier::load_programs(&mut bpf)?;
+        let egress = tier::egress(&mut bpf, options.egress);
+        let tables = Tables::adopt(&mut bpf)?;
+        let attach = match options.attach {
+            AttachBy::Auto | AttachBy::Tcx => Attach::Tcx,
+            AttachBy::Clsact => Attach::Clsact,
+        };
+        let hooks = Hooks::adopt(pins.clone(), attach, &mut bpf);
+        for pin in pins.remove_other_versions()? {
+            info!(pin, "removed a pin of another version");
+        }
+        Ok(Self {
+            options,
+            egress,
+            bpf,
+            hooks,
+            tables,
+            failure: None,
+            trouble: None,
+            pods: Vec::new(),
+        })
+    }
+
+    /// Brings hooks and maps in line.
+    pub fn sync(&mut self, topology: &Topology) {
+        self.trouble = None;
+        self.failure = self.sync_all(topology).err();
+        if let Some(error) = &self.failure {
+            warn!(%error, "the fast path gives this node back to the kernel");
+            // One direction alone would starve conntrack of half of each connection.
+            for result in [self.tables.deactivate(), self.hooks.detach_all()] {
+                if let Err(error) = result {
+                    warn!(%error, "cleaning up after it");
+                }
+            }
+            self.pods.clear();
+        }
+    }
+
+    fn sync_all(&mut self, topology: &Topology) -> Result<(), Error> {
+        let tunnel =
+            topology.vtep.is_some() && topology.peers.iter().any(|peer| peer.vtep_mac.is_some());
+        let direct = topology.peers.iter().any(|peer| peer.vtep_mac.is_none());
+        let at_nic = direct || (tunnel && self.options.ingress == Ingress::Nic);
+        let at_vtep = topology
+            .vtep
+            .as_ref()
+            .filter(|_| tunnel && self.options.ingress == Ingress::Vtep);
+        let receivers = [
+            (Hook::NicIngress, at_nic.then_some(&topology.uplink)),
+            (Hook::VtepIngress, at_vtep.map(|vtep| &vtep.device)),
+        ];
+        for (hook, device) in receivers {
+            if let Some(device) = device {
+                self.attach_first(hook, device)?;
+            }
+        }
+        let mut contents = Contents {
+            config: self.config(topology),
+            ..Contents::default()
+        };
+        contents.set_peers(&topology.peers, topology.subnet.prefix_len());
+        self.attach_pods(topology, &mut contents);
+        if let Err(error) = self.tables.sync(&contents) {
+            self.trouble = Some(error);
+        }
+        for (hook, device) in receivers {
+            let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();
+            self.hooks.prune(hook, &wanted)?;
+        }
+        let ports: Vec<u32> = topology.pods.iter().map(|pod| pod.host_index).collect();
+        let on_bridge = self.options.pod_hook == PodHook::Bridge;
+        self.hooks
+            .prune(Hook::PodEgress, if on_bridge { &[] } else { &ports })
+    }
+
+    /// Attaches a receiving hook. The first tells how this kernel attaches.
+    fn attach_first(&mut self, hook: Hook, device: &Device) -> Result<(), Error> {
+        let result = self
+            .hooks
+            .attach(&mut self.bpf, hook, device.index, &device.name);
+        match result {
+            Err(error)
+                if self.options.attach == AttachBy::Auto
+                    && self.hooks.kind() == Attach::Tcx
+                    && self.hooks.list().next().is_none() =>
+            {
+                info!(%error, "no TCX links on this kernel: attaching by clsact");
+                self.hooks.use_clsact();
+                self.hooks
+                    .attach(&mut self.bpf, hook, device.index, &device.name)
+            }
+            other => other,
+        }
+    }
+
+    /// Attaches the pods' hooks; those whose packets a hook sees become contents of the pod map.
+    fn attach_pods(&mut self, topology: &Topology, contents: &mut Contents) {
+        self.pods.clear();
+        let mut without_hook = Vec::new();
+        for pod in &topology.pods {
+            let result = match self.options.pod_hook {
+                PodHook::Bridge => Err(None),
+                PodHook::Auto => self
+                    .hooks
+                    .attach(
+                        &mut self.bpf,
+                        Hook::PodEgress,
+                        pod.host_index,
+                        &pod.host_name,
+                    )
+                    .map_err(Some),
+            };
+            match result {
+                Ok(()) => self.serve(pod, contents, None),
+                Err(error) => without_hook.push((pod, error)),
+            }
+        }
+        let bridge = topology
+            .bridge
+            .as_ref()
+            .filter(|_| !without_hook.is_empty());
+        let covered = bridge.map(|bridge| self.attach_bridge(bridge));
+        for (pod, error) in without_hook {
+            match (&covered, error) {
+                (Some(Ok(())), None) => self.serve(pod, contents, None),
+                (Some(Ok(())), Some(error)) => self.serve(pod, contents, Some(error.to_string())),
+                (Some(Err(reason)), error) => {
+                    let error = error.map(|error| format!("{error}; ")).unwrap_or_default();
+                    self.list(pod, Some(format!("{error}{reason}")));
+                }
+                (None, error) => self.list(
+                    pod,
+                    Some(error.map_or_else(|| "no bridge".into(), |e| e.to_string())),
+                ),
+            }
+        }
+        let wanted: Vec<u32> = bridge
+            .filter(|_| covered == Some(Ok(())))
+            .iter()
+            .map(|bridge| bridge.index)
+            .collect();
+        if let Err(error) = self.hooks.prune(Hook::BridgeEgress, &wanted) {
+            self.trouble = Some(error);
+        }
+    }
+
+    /// Attaches the hook at the bridge, where that is cheaper than the kernel's path.
+    fn attach_bridge(&mut self, bridge: &Device) -> Result<(), String> {
+        let forced = self.options.pod_hook == PodHook::Bridge;
+        if !forced && fs::read_to_string(BRIDGE_NETFILTER).is_ok_and(|value| value.trim() != "0") {
+            return Err(
+                "not at the bridge either: net.bridge.bridge-nf-call-iptables makes that slower"
+                    .into(),
+            );
+        }
+        self.hooks
+            .attach(
+                &mut self.bpf,
+                Hook::BridgeEgress,
+                bridge.index,
+                &bridge.name,
+            )
+            .map_err(|error| error.to_string())
+    }
+
+    fn serve(&mut self, pod: &Pod, contents: &mut Contents, note: Option<String>) {
+        let value = LocalPod {
+            host_index: pod.host_index,
+            mac: pod.mac,
+            ..LocalPod::default()
+        };
+        contents.pods.insert(pod.ip, value);
+        self.list(pod, note);
+    }
+
+    fn list(&mut self, pod: &Pod, problem: Option<String>) {
+        self.pods.push(status::Pod {
+            ip: pod.ip.to_string(),
+            device: pod.host_name.clone(),
+            problem,
+        });
+    }
+
+    fn config(&self, topology: &Topology) -> Config {
+        let uplink_mtu = limit(topology.uplink.mtu);
+        let bridge = topology.bridge.as_ref();
+        let (source_port_min, source_port_max) = port_range();
+        let mut config = Config {
+            flags: FLAG_ACTIVE,
+            uplink_index: topology.uplink.index,
+            node_ip: topology.node_ip.into(),
+            subnet_mask: Be32::from(topology.subnet.netmask()),
+            source_port_min,
+            source_port_max,
+            direct_mtu: uplink_mtu,
+            pod_mtu: bridge.map_or(0, |bridge| limit(bridge.mtu)),
+            bridge_mac: bridge.map(|bridge| bridge.mac).unwrap_or_default(),
+            outer_ttl: number(DEFAULT_TTL).unwrap_or(TTL),
+            ..Config::default()
+        };
+        if let Some(vtep) = &topology.vtep {
+            config.vtep_index = vtep.device.index;
+            config.vtep_mac = vtep.device.mac;
+            config.vni = vtep.vni;
+            config.vxlan_port = Be16::new(vtep.port);
+            config.tunnel_mtu =
+                limit(vtep.device.mtu).min(uplink_mtu.saturating_sub(vxlan::OVERHEAD as u16));
+            if self.egress == Egress::Assist {
+                config.flags |= FLAG_ASSIST;
+            }
+            if self.options.ingress == Ingress::Nic {
+                config.flags |= FLAG_DECAP;
+            }
+        }
+        config
+    }
+
+    /// Fills in what the status shows of a loaded fast path.
+    pub fn report(&self, status: &mut status::FastPath) {
+        status.active = self.failure.is_none();
+        let problem = self.failure.as_ref().or(self.trouble.as_ref());
+        status.reason = problem.map(ToString::to_string);
+        status.remedy = problem.map(|error| error.remedy().to_owned());
+        status.attach = Some(self.hooks.kind().name().into());
+        status.hooks = self
+            .hooks
+            .list()
+            .map(|(program, device)| status::Hook {
+                device: device.into(),
+                program: program.into(),
+            })
+            .collect();
+        let attached = |hook: Hook| {
+            status
+                .hooks
+                .iter()
+                .any(|attached| attached.program == hook.name())
+        };
+        status.ingress = match (attached(Hook::NicIngress), attached(Hook::VtepIngress)) {
+            (_, true) => Some("vtep".into()),
+            (true, false) => Some("nic".into()),
+            (false, false) => None,
+        };
+        status.egress = Some(
+            if self.egress == Egress::Assist {
+                "assist"
+            } else {
+                "encap"
+            }
+            .into(),
+        );
+        status.pods.clone_from(&self.pods);
+        match self.tables.counters() {
+            Ok(counters) => status.counters = counters,
+            Err(error) => status.reason = Some(error.to_string()),
+        }
+    }
+}
+
+/// An MTU as the maps hold it; no IPv4 packet is larger than the limit.
+fn limit(mtu: u32) -> u16 {
+    u16::try_from(mtu).unwrap_or(u16::MAX)
+}
+
+fn number<T: std::str::FromStr>(path: &str) -> Option<T> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The range from which the kernel's VXLAN device takes source ports, since flannel configures none for it.
+fn port_range() -> (u16, u16) {
+    let read = || {
+        let text = fs::read_to_string(PORT_RANGE).ok()?;
+        let mut ports = text.split_whitespace().map(str::parse);
+        Some((ports.next()?.ok()?, ports.next()?.ok()?))
+    };
+    read().unwrap_or(PORTS)
+}

@@ -1,0 +1,339 @@
+//! Attached programs. One place owns every link: it is pinned when it is made, and what is pinned is what is attached.
+
+use std::collections::BTreeMap;
+use std::{fs, io};
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program,
+};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use flannel_common::outcome::Hook;
+use rustix::net::netdevice::index_to_name;
+use tracing::warn;
+
+use super::Error;
+use super::error::AttachCause as _;
+use super::pin::Pins;
+use super::sys;
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// BPF links, ordered among those of others (kernel 6.6, commit e420bed02507).
+    Tcx,
+    /// Filters of the clsact queueing discipline.
+    Clsact,
+}
+
+impl Attach {
+    /// The name that the status shows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+
+    /// What the name of a pin begins with: a clsact filter has no link to pin, so its program is pinned instead, as
+    /// a record of where it is attached.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Tcx => "",
+            Self::Clsact => "clsact-",
+        }
+    }
+}
+
+/// An interface by index and name.
+type Devices = BTreeMap<u32, String>;
+
+/// All attached programs of this node.
+pub struct Hooks {
+    pins: Pins,
+    attach: Attach,
+    attached: BTreeMap<&'static str, Devices>,
+}
+
+impl Hooks {
+    /// Takes over what an earlier run left attached, and gives it this run's programs; under traffic, no packet
+    /// notices. What cannot be taken over is detached.
+    pub fn adopt(pins: Pins, attach: Attach, bpf: &mut Ebpf) -> Self {
+        let mut hooks = Self {
+            pins,
+            attach,
+            attached: BTreeMap::new(),
+        };
+        for (name, ifindex) in hooks.pins.existing_links() {
+            let hook = Hook::ALL.into_iter().find(|hook| hook.name() == name);
+            let replaced = match hook {
+                Some(hook) if attach == Attach::Tcx => hooks.replace(bpf, hook, ifindex),
+                _ => Ok(false),
+            };
+            match replaced {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => warn!(%error, "a program of an earlier run is attached anew"),
+            }
+            if let Err(error) = remove_pin(&hooks.pins.link(&name, ifindex)) {
+                warn!(%error, program = name, ifindex, "a program of an earlier run stays attached");
+            }
+        }
+        hooks
+    }
+
+    /// How programs are attached.
+    pub fn kind(&self) -> Attach {
+        self.attach
+    }
+
+    /// Every attached program with its interface.
+    pub fn list(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.attached.iter().flat_map(|(program, devices)| {
+            devices.values().map(|device| (*program, device.as_str()))
+        })
+    }
+
+    fn replace(&mut self, bpf: &mut Ebpf, hook: Hook, ifindex: u32) -> Result<bool, Error> {
+        let Ok(device) = index_name(ifindex) else {
+            return Ok(false);
+        };
+        let program = program(bpf, hook.name())?;
+        let at = |cause: &dyn std::error::Error| Error::attach(hook.name(), &device, cause);
+        let path = self.pins.link(hook.name(), ifindex);
+        let pinned = PinnedLink::from_pin(&path).map_err(|error| at(&error))?;
+        let link = FdLink::from(pinned)
+            .try_into()
+            .map_err(|error| at(&error))?;
+        let id = program.attach_to_link(link).map_err(|error| at(&error))?;
+        // The pin keeps the link; this descriptor is not needed.
+        drop(program.take_link(id).map_err(|error| at(&error))?);
+        self.attached
+            .entry(hook.name())
+            .or_default()
+            .insert(ifindex, device);
+        Ok(true)
+    }
+
+    /// Attaches a program unless it is attached. Where links are not supported, all hooks become clsact filters.
+    ///
+    /// # Errors
+    /// [`Error::Attach`]; then it is not attached.
+    pub fn attach(
+        &mut self,
+        bpf: &mut Ebpf,
+        hook: Hook,
+        ifindex: u32,
+        device: &str,
+    ) -> Result<(), Error> {
+        let devices = self.attached.entry(hook.name()).or_default();
+        if let Some(name) = devices.get_mut(&ifindex) {
+            device.clone_into(name);
+            return Ok(());
+        }
+        // A pin of an interface that is gone, whose index is used again.
+        let _ = remove_pin(&self.pins.link(&self.pin_name(hook.name()), ifindex));
+        let program = program(bpf, hook.name())?;
+        match self.attach {
+            Attach::Tcx => self.attach_link(program, hook.name(), ifindex, device)?,
+            Attach::Clsact => self.attach_filter(program, hook.name(), ifindex, device)?,
+        }
+        self.attached
+            .entry(hook.name())
+            .or_default()
+            .insert(ifindex, device.to_owned());
+        Ok(())
+    }
+
+    fn attach_link(
+        &self,
+        program: &mut SchedClassifier,
+        name: &'static str,
+        ifindex: u32,
+        device: &str,
+    ) -> Result<(), Error> {
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program
+            .attach_with_options(device, TcAttachType::Ingress, options)
+            .map_err(|error| error.at(name, device))?;
+        let link = program
+            .take_link(id)
+            .map_err(|error| error.at(name, device))?;
+        let link: FdLink = link
+            .try_into()
+            .map_err(|error: aya::programs::links::LinkError| error.at(name, device))?;
+        link.pin(self.pins.link(name, ifindex))
+            .map_err(|error| error.at(name, device))?;
+        Ok(())
+    }
+
+    fn attach_filter(
+        &self,
+        program: &mut SchedClassifier,
+        name: &'static str,
+        ifindex: u32,
+        device: &str,
+    ) -> Result<(), Error> {
+        if let Err(error) = qdisc_add_clsact(device)
+            && !is_exists(&error)
+        {
+            return Err(error.at(name, device));
+        }
+        detach_filter(device, name).map_err(|error| error.at(name, device))?;
+        let options = TcAttachOptions::Netlink(NlOptions::default());
+        let id = program
+            .attach_with_options(device, TcAttachType::Ingress, options)
+            .map_err(|error| error.at(name, device))?;
+        // Dropping the link would detach the filter, which has to outlive this process.
+        std::mem::forget(
+            program
+                .take_link(id)
+                .map_err(|error| error.at(name, device))?,
+        );
+        let path = self.pins.link(&self.pin_name(name), ifindex);
+        program.pin(&path).map_err(|error| error.at(name, device))
+    }
+
+    /// Detaches every program of `hook` whose interface is not in `wanted`. An interface that is gone took its
+    /// program along.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] for the last that failed; all are tried.
+    pub fn prune(&mut self, hook: Hook, wanted: &[u32]) -> Result<(), Error> {
+        let mut result = Ok(());
+        let prefix = self.attach.prefix();
+        let Some(devices) = self.attached.get_mut(hook.name()) else {
+            return result;
+        };
+        devices.retain(|ifindex, _| {
+            if wanted.contains(ifindex) {
+                return true;
+            }
+            let removed = remove_pin(
+                &self
+                    .pins
+                    .link(&format!("{prefix}{}", hook.name()), *ifindex),
+            );
+            let keep = removed.is_err();
+            if let Err(error) = removed {
+                result = Err(error);
+            }
+            keep
+        });
+        result
+    }
+
+    /// Detaches everything.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] for the last that failed; all are tried.
+    pub fn detach_all(&mut self) -> Result<(), Error> {
+        let mut result = Ok(());
+        for hook in Hook::ALL {
+            if let Err(error) = self.prune(hook, &[]) {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// Attaches by clsact from now on; only while nothing is attached.
+    pub fn use_clsact(&mut self) {
+        debug_assert!(self.list().next().is_none());
+        self.attach = Attach::Clsact;
+    }
+
+    fn pin_name(&self, program: &str) -> String {
+        format!("{}{program}", self.attach.prefix())
+    }
+}
+
+/// A program of the object, loaded into the kernel.
+///
+/// # Errors
+/// [`Error::Missing`] or [`Error::Program`].
+pub fn program<'a>(
+    bpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, Error> {
+    let refused = |source| Error::Program {
+        program: name,
+        source: Box::new(source),
+    };
+    let program = bpf.program_mut(name).ok_or(Error::Missing { name })?;
+    let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
+    if program.fd().is_err() {
+        program.load().map_err(refused)?;
+    }
+    Ok(program)
+}
+
+/// Detaches what a pin stands for, and removes the pin. No pin is no error.
+///
+/// # Errors
+/// [`Error::Pin`] if it stays.
+pub fn remove_pin(path: &std::path::Path) -> Result<(), Error> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let failed = |source| Error::Pin {
+        path: path.to_owned(),
+        source,
+    };
+    if !path.exists() {
+        return Ok(());
+    }
+    let filter = name
+        .strip_prefix(Attach::Clsact.prefix())
+        .and_then(|name| name.rsplit_once('-'));
+    match filter {
+        Some((program, ifindex)) => {
+            if let Some(device) = ifindex
+                .parse()
+                .ok()
+                .and_then(|index| index_name(index).ok())
+            {
+                detach_filter(&device, program).map_err(|error| failed(io::Error::other(error)))?;
+            }
+        }
+        // Without the right to detach, removing the pin detaches too, only later.
+        None => match sys::detach_pinned_link(path) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                return Err(failed(error));
+            }
+            _ => {}
+        },
+    }
+    fs::remove_file(path).map_err(failed)
+}
+
+fn detach_filter(device: &str, program: &str) -> Result<(), TcError> {
+    match qdisc_detach_program(device, TcAttachType::Ingress, program) {
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn is_exists(error: &TcError) -> bool {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() == io::ErrorKind::AlreadyExists
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn index_name(ifindex: u32) -> io::Result<String> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    Ok(index_to_name(socket, ifindex)?)
+}

@@ -1,0 +1,149 @@
+//! One BPF map and what the agent has written into it.
+//!
+//! The mirror starts as what an earlier run left in the pinned map, so that entries of peers and pods that have gone
+//! meanwhile are removed and those that are right are not touched.
+
+use std::borrow::BorrowMut;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, MapError};
+use flannel_common::wire::Be32;
+use ipnet::Ipv4Net;
+
+use super::Error;
+use super::plain::Plain;
+
+/// The calls that hash maps and tries have in common.
+pub trait Entries<K, V> {
+    /// All entries.
+    fn all(&self) -> Result<Vec<(K, V)>, MapError>;
+    /// Adds or replaces one, which no program ever sees half done.
+    fn put(&mut self, key: &K, value: V) -> Result<(), MapError>;
+    /// Removes one.
+    fn delete(&mut self, key: &K) -> Result<(), MapError>;
+}
+
+impl<V> Entries<Ipv4Addr, V> for HashMap<MapData, Plain<Be32>, Plain<V>>
+where
+    Plain<V>: aya::Pod,
+{
+    fn all(&self) -> Result<Vec<(Ipv4Addr, V)>, MapError> {
+        self.iter()
+            .map(|entry| entry.map(|(key, value)| (key.0.into(), value.0)))
+            .collect()
+    }
+
+    fn put(&mut self, key: &Ipv4Addr, value: V) -> Result<(), MapError> {
+        self.insert(Plain(Be32::from(*key)), Plain(value), 0)
+    }
+
+    fn delete(&mut self, key: &Ipv4Addr) -> Result<(), MapError> {
+        self.remove(&Plain(Be32::from(*key)))
+    }
+}
+
+impl<M: BorrowMut<MapData>, V> Entries<Ipv4Net, V> for LpmTrie<M, Plain<Be32>, Plain<V>>
+where
+    Plain<V>: aya::Pod,
+{
+    fn all(&self) -> Result<Vec<(Ipv4Net, V)>, MapError> {
+        let mut entries = Vec::new();
+        for entry in self.iter() {
+            let (key, value) = entry?;
+            let length = u8::try_from(key.prefix_len()).unwrap_or(u8::MAX);
+            if let Ok(subnet) = Ipv4Net::new(key.data().0.into(), length) {
+                entries.push((subnet, value.0));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn put(&mut self, key: &Ipv4Net, value: V) -> Result<(), MapError> {
+        self.insert(&prefix(key), Plain(value), 0)
+    }
+
+    fn delete(&mut self, key: &Ipv4Net) -> Result<(), MapError> {
+        self.remove(&prefix(key))
+    }
+}
+
+fn prefix(subnet: &Ipv4Net) -> Key<Plain<Be32>> {
+    Key::new(
+        u32::from(subnet.prefix_len()),
+        Plain(Be32::from(subnet.network())),
+    )
+}
+
+/// A map and its mirror.
+pub struct Table<M, K, V> {
+    name: &'static str,
+    map: M,
+    mirror: BTreeMap<K, V>,
+}
+
+impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
+    /// Reads what the map holds.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if it cannot be read.
+    pub fn adopt(name: &'static str, map: M) -> Result<Self, Error> {
+        let mirror = map
+            .all()
+            .map_err(|source| failed(name, source))?
+            .into_iter()
+            .collect();
+        Ok(Self { name, map, mirror })
+    }
+
+    /// Removes what is not wanted. An entry that is gone already is as it should be.
+    ///
+    /// # Errors
+    /// [`Error::Map`] for the last entry that failed; all are tried.
+    pub fn prune(&mut self, wanted: &BTreeMap<K, V>) -> Result<(), Error> {
+        let stale: Vec<K> = self
+            .mirror
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+            .copied()
+            .collect();
+        let mut result = Ok(());
+        for key in stale {
+            match self.map.delete(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {
+                    self.mirror.remove(&key);
+                }
+                Err(source) => result = Err(failed(self.name, source)),
+            }
+        }
+        result
+    }
+
+    /// Adds what is missing and replaces what differs.
+    ///
+    /// # Errors
+    /// [`Error::Map`] for the last entry that failed, such as when the map is full; all are tried.
+    pub fn fill(&mut self, wanted: &BTreeMap<K, V>) -> Result<(), Error> {
+        let mut result = Ok(());
+        for (&key, &value) in wanted {
+            if self.mirror.get(&key) == Some(&value) {
+                continue;
+            }
+            match self.map.put(&key, value) {
+                Ok(()) => {
+                    self.mirror.insert(key, value);
+                }
+                Err(source) => result = Err(failed(self.name, source)),
+            }
+        }
+        result
+    }
+}
+
+fn failed(map: &'static str, source: MapError) -> Error {
+    Error::Map {
+        map,
+        source: Box::new(source),
+    }
+}
