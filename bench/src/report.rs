@@ -112,8 +112,9 @@ fn line(row: &Row, with_instructions: bool) -> String {
         row.carrier.name()
     );
     let Some(cost) = row.cost else {
-        let error = row.error.as_deref().unwrap_or("not measured");
-        return format!("{line}error: {error}");
+        // The verifier says more than a line; the JSON file has it all.
+        let error = row.error.as_deref().and_then(|error| error.lines().next());
+        return format!("{line}error: {}", error.unwrap_or("not measured"));
     };
     let _ = write!(
         line,
