@@ -17,7 +17,7 @@ use clap::Parser;
 use crate::{
     report::Report,
     rounds::Effort,
-    variants::{Backend, Means, Setting},
+    variants::{Backend, Means, Setting, WARM_UP},
 };
 
 /// Rounds of `--quick`.
@@ -39,10 +39,10 @@ struct Options {
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
     /// Packets of each measurement.
-    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1000..))]
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
     packets: u32,
     /// Flows that take turns.
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WARM_UP)))]
     flows: u16,
     /// Services whose rules the nodes hold in the measurements with rules.
     #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

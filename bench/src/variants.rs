@@ -40,8 +40,9 @@ const SOURCE_PORT: u16 = 20_000;
 const DESTINATION_PORT: u16 = 9; // discard (RFC 863)
 const TTL: u8 = 64;
 
-/// Packets that go before each measurement, so that neighbours are known and conntrack has an entry for each flow.
-const WARM_UP: u32 = 1024;
+/// Packets that go before each measurement, so that neighbours are known and conntrack has an entry for each flow, of
+/// which there are no more.
+pub const WARM_UP: u32 = 1024;
 /// How long it may take until all packets of a warm-up take the path they are to take.
 const WARM_UP_LIMIT: Duration = Duration::from_secs(10);
 const WARM_UP_PAUSE: Duration = Duration::from_millis(50);
@@ -201,6 +202,12 @@ impl Testbed {
             services: setting.services,
             ..ClusterConfig::default()
         })?;
+        if !with_rules {
+            cluster
+                .nodes()
+                .iter()
+                .try_for_each(|node| remove_rules(node))?;
+        }
         let [from, to] = [1, 2].map(|node| cluster.node(node).pods().swap_remove(0));
         let plan = plan(cluster.node(1), &from, &to, means.flows)?;
         let mut generator = Generator::load(means.object, plan, PAYLOAD, means.cpu)?;
@@ -345,6 +352,13 @@ fn plan(node: &Node, from: &Pod, to: &Pod, flows: u16) -> Result<Plan> {
         },
         flows,
     })
+}
+
+/// Removes all netfilter rules and chains of a node, so that its packets do not even meet conntrack. Without the agent's
+/// masquerading the CNI plugin does its own, as flannel's CNI plugin tells it to.
+fn remove_rules(node: &Node) -> Result<()> {
+    process::run(Some(node.netns()), "nft", &["flush", "ruleset"])?;
+    Ok(())
 }
 
 fn bridge_mac(node: &Node) -> Result<String> {

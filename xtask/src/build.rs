@@ -24,6 +24,9 @@ use crate::{
 /// The crate of the BPF programs, and the name of the object with the hooks.
 const PROGRAMS: &str = "flannel-ebpf";
 
+/// The name of the object with the benchmark's packet generator.
+const GENERATOR: &str = "generator";
+
 /// The agent's crate and program.
 const AGENT: &str = "flannel-agent";
 
@@ -51,10 +54,19 @@ pub struct Objects(BTreeMap<String, PathBuf>);
 impl Objects {
     /// The object with the hooks.
     pub fn hooks(&self) -> Result<&Path> {
+        self.find(PROGRAMS)
+    }
+
+    /// The object with the benchmark's packet generator.
+    pub fn generator(&self) -> Result<&Path> {
+        self.find(GENERATOR)
+    }
+
+    fn find(&self, name: &str) -> Result<&Path> {
         self.0
-            .get(PROGRAMS)
+            .get(name)
             .map(PathBuf::as_path)
-            .with_context(|| format!("no BPF object is called {PROGRAMS}"))
+            .with_context(|| format!("no BPF object is called {name}"))
     }
 
     /// Reads what [`Objects`] prints, among other lines.

@@ -3,6 +3,7 @@
 //! This crate is compiled before anything is installed: it depends on nothing that needs a C library, protoc or the
 //! BPF toolchain.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -37,6 +38,8 @@ enum Task {
     Run(demo::Options),
     /// Run the tests: all of them, or the named suites.
     Test(test::Options),
+    /// Measure what forwarding costs, by the kernel and by the fast path.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +66,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Task::Build(options) => build::run(&workspace, options)?,
         Task::Run(options) => return run_demo(&workspace, options),
         Task::Test(options) => return test::run(&workspace, options),
+        Task::Bench(options) => return bench::run(&workspace, options),
     }
     Ok(ExitCode::SUCCESS)
 }
