@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
-    build, command,
+    build::{self, AGENT_VARIABLE},
+    command,
     setup::{self, Scope, distro::as_root},
     workspace::Workspace,
 };
@@ -14,8 +15,7 @@ use crate::{
 /// The benchmark's crate and program.
 const BENCH: &str = "bench";
 
-/// Name its agent and its packet generator.
-const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
+/// Names its packet generator.
 const GENERATOR_VARIABLE: &str = "FLANNEL_GENERATOR_OBJECT";
 
 /// A benchmark that takes longer hangs.

@@ -33,6 +33,9 @@ const AGENT: &str = "flannel-agent";
 /// Names the object that the agent's build script embeds.
 pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
+/// Names the agent for tests, the demo and the benchmark.
+pub const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
+
 /// Between the flags in `CARGO_ENCODED_RUSTFLAGS`.
 const FLAG_SEPARATOR: &str = "\u{1f}";
 

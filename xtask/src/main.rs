@@ -11,11 +11,20 @@ mod setup;
 mod test;
 mod workspace;
 
-use std::process::ExitCode;
+use std::{env, os::unix::process::CommandExt, path::Path, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::{command::Interrupted, workspace::Workspace};
+use crate::{
+    build::AGENT_VARIABLE,
+    command::Interrupted,
+    setup::{
+        Scope,
+        distro::{as_root, is_root},
+    },
+    workspace::Workspace,
+};
 
 /// Exit status of a command that a signal ended, less the signal's number.
 const SIGNAL_EXIT: i32 = 128;
@@ -34,7 +43,7 @@ enum Task {
     Setup(setup::Options),
     /// Build the BPF object and the agent with the object in it.
     Build(build::Options),
-    /// Run a cluster on this machine and watch it.
+    /// Run a cluster of the agent on this machine and show what it does.
     Run(demo::Options),
     /// Run the tests: all of them, or the named suites.
     Test(test::Options),
@@ -60,23 +69,35 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     command::pass_signals_on()?;
-    let workspace = Workspace::find()?;
     match &cli.task {
-        Task::Setup(options) => setup::run(&workspace, options)?,
-        Task::Build(options) => build::run(&workspace, options)?,
-        Task::Run(options) => return run_demo(&workspace, options),
-        Task::Test(options) => return test::run(&workspace, options),
-        Task::Bench(options) => return bench::run(&workspace, options),
+        Task::Setup(options) => setup::run(&Workspace::find()?, options)?,
+        Task::Build(options) => build::run(&Workspace::find()?, options)?,
+        Task::Run(options) if options.clean => return demo::clean(),
+        Task::Run(options) => return run_demo(options),
+        Task::Test(options) => return test::run(&Workspace::find()?, options),
+        Task::Bench(options) => return bench::run(&Workspace::find()?, options),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// `cargo xtask run`: set-up and build, then the demo with the agent that was built.
-fn run_demo(workspace: &Workspace, options: &demo::Options) -> anyhow::Result<ExitCode> {
-    if options.clean {
-        return demo::clean();
+/// Sets up and builds as whoever runs this, so that root owns nothing in the target folder; then goes on as root. An
+/// agent that the environment names is taken as it is.
+fn run_demo(options: &demo::Options) -> anyhow::Result<ExitCode> {
+    if let Some(agent) = env::var_os(AGENT_VARIABLE) {
+        return demo::run(options, Path::new(&agent));
     }
-    let tools = setup::ensure(workspace, setup::Scope::Lab)?;
-    let objects = build::objects(workspace, &tools)?;
-    demo::run(options, &build::agent(workspace, &objects)?)
+    let workspace = Workspace::find()?;
+    let tools = setup::ensure(&workspace, Scope::Lab)?;
+    let objects = build::objects(&workspace, &tools)?;
+    let agent = build::agent(&workspace, &objects)?;
+    if is_root() {
+        return demo::run(options, &agent);
+    }
+    eprintln!("network namespaces and BPF need root: going on through sudo");
+    let error = as_root("env")?
+        .arg(format!("{AGENT_VARIABLE}={}", agent.display()))
+        .arg(env::current_exe().context("cannot find xtask's own program")?)
+        .args(env::args_os().skip(1))
+        .exec();
+    Err(error).context("cannot start sudo")
 }

@@ -29,7 +29,10 @@ const TTL: u8 = 64;
 /// Programs, hooks and maps.
 pub struct Engine {
     options: Options,
+    /// Who encapsulates on this kernel.
     egress: Egress,
+    /// Whether anything is encapsulated at all.
+    tunnel: bool,
     bpf: Ebpf,
     hooks: Hooks,
     tables: Tables,
@@ -66,6 +69,7 @@ impl Engine {
         Ok(Self {
             options,
             egress,
+            tunnel: false,
             bpf,
             hooks,
             tables,
@@ -94,6 +98,7 @@ impl Engine {
     fn sync_all(&mut self, topology: &Topology) -> Result<(), Error> {
         let tunnel =
             topology.vtep.is_some() && topology.peers.iter().any(|peer| peer.vtep_mac.is_some());
+        self.tunnel = tunnel;
         let direct = topology.peers.iter().any(|peer| peer.vtep_mac.is_none());
         let at_nic = direct || (tunnel && self.options.ingress == Ingress::Nic);
         let at_vtep = topology
@@ -297,10 +302,10 @@ impl Engine {
             (false, false) => None,
         };
         status.egress = Some(
-            if self.egress == Egress::Assist {
-                "assist"
-            } else {
-                "encap"
+            match (self.tunnel, self.egress) {
+                (false, _) => "direct",
+                (true, Egress::Assist) => "assist",
+                (true, _) => "encap",
             }
             .into(),
         );

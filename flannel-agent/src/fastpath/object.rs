@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 /// Maps that outlive the agent, under the names that `flannel-ebpf` gives them.
-const MAPS: [&str; 6] = [
+pub const MAPS: [&str; 6] = [
     "CONFIG",
     "CONFIG_SLOT",
     "COUNTERS",

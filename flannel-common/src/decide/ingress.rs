@@ -49,11 +49,13 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology>(
         return tunnelled(packet, meta, topology, &outer);
     }
     let pod = topology.pod(outer.destination).ok_or(Outcome::NoPod)?;
-    // A network card pads short frames: the bytes after the packet are none of its own.
-    let len = meta
-        .len
-        .wrapping_sub(L3 as u32)
-        .min(u32::from(outer.total_len.get()));
+    // A network card pads short frames: the bytes after the packet are none of its own. A length that does not cover
+    // the header itself is no padding; nor is that of an aggregate of more than 65 535 bytes, which is zero.
+    let total_len = u32::from(outer.total_len.get());
+    if total_len < ipv4::LEN as u32 {
+        return Err(Outcome::Malformed);
+    }
+    let len = meta.len.wrapping_sub(L3 as u32).min(total_len);
     let mut ip = forwardable(packet, L3, len)?;
     if !topology
         .peer(ip.source)

@@ -116,3 +116,6 @@ fn check_mtu<P: Packet + ?Sized>(
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use lab::cni::plugin_directory;
+
 use super::{
     apt::dpkg_version,
     distro::{Distro, Package, find_program},
     item::{Item, State},
 };
-
-/// Folders where CNI plugins are installed: upstream's, Debian's, Fedora's.
-const CNI_FOLDERS: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
 
 /// Folders that protoc searches for the well-known types.
 const PROTOBUF_FOLDERS: [&str; 2] = ["/usr/include", "/usr/local/include"];
@@ -28,7 +27,7 @@ pub enum Scope {
 enum Probe {
     /// Programs on `PATH` or in a system folder, all of them.
     Programs(&'static [&'static str]),
-    /// CNI plugins, all in one folder.
+    /// CNI plugins, all in the folder that the lab takes.
     CniPlugins(&'static [&'static str]),
     /// A file below one of protoc's include folders.
     ProtobufFile(&'static str),
@@ -43,11 +42,9 @@ impl Probe {
                 let first = found.next()??;
                 found.all(|program| program.is_some()).then_some(first)
             }
-            Self::CniPlugins(names) => CNI_FOLDERS
-                .iter()
-                .map(Path::new)
-                .find(|folder| names.iter().all(|name| folder.join(name).is_file()))
-                .map(Path::to_path_buf),
+            Self::CniPlugins(names) => plugin_directory()
+                .ok()
+                .filter(|folder| names.iter().all(|name| folder.join(name).is_file())),
             Self::ProtobufFile(name) => PROTOBUF_FOLDERS
                 .iter()
                 .map(|folder| Path::new(folder).join(name))

@@ -14,14 +14,11 @@ use super::{
     tally::{Reader, Tally},
 };
 use crate::{
-    build::{self, OBJECT_VARIABLE, Program},
+    build::{self, AGENT_VARIABLE, OBJECT_VARIABLE, Program},
     command,
     setup::distro::{as_root, is_root},
     workspace::Workspace,
 };
-
-/// Names the agent for tests that start it.
-const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
 
 /// The integration test that runs BPF programs on single packets. All others need clusters.
 const BPF_TARGET: &str = "programs";

@@ -1,0 +1,223 @@
+//! The loaded programs with maps of their own, and a namespace with the interfaces that the packets name.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _};
+use aya::{Ebpf, TestRunOptions};
+use bytemuck::{Pod, Zeroable, bytes_of};
+use flannel_agent::fastpath::object;
+use flannel_agent::fastpath::plain::Plain;
+use flannel_common::maps::{CONFIG_SLOTS, Config, LocalPod, Peer};
+use flannel_common::outcome::SLOTS;
+use flannel_common::testing::fixtures::Fixture;
+use flannel_common::testing::node::{DEVICES, Tables};
+use flannel_common::wire::Be32;
+use flannel_common::wire::vxlan;
+use lab::{Netns, process};
+
+/// `TC_ACT_UNSPEC` and `TC_ACT_REDIRECT` of include/uapi/linux/pkt_cls.h.
+pub const TC_ACT_UNSPEC: i32 = -1;
+pub const TC_ACT_REDIRECT: i32 = 7;
+
+/// `struct __sk_buff` of include/uapi/linux/bpf.h, as far as a test run takes anything from it.
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+struct SkBuff {
+    before_ifindex: [u32; 10],
+    ifindex: u32,
+    before_gso_segs: [u32; 30],
+    gso_segs: u32,
+    before_gso_size: [u32; 2],
+    gso_size: u32,
+    padding: u32,
+}
+
+const _: () = assert!(
+    std::mem::offset_of!(SkBuff, ifindex) == 40
+        && std::mem::offset_of!(SkBuff, gso_segs) == 164
+        && std::mem::offset_of!(SkBuff, gso_size) == 176
+);
+
+/// What a program made of a packet.
+pub struct Ran {
+    /// What it returned.
+    pub verdict: i32,
+    /// The packet afterwards.
+    pub frame: Vec<u8>,
+    /// Mean time of one run.
+    pub duration: Duration,
+}
+
+/// The programs, their maps and their interfaces.
+pub struct Kernel {
+    bpf: Ebpf,
+    maps: BTreeSet<String>,
+    slot: u32,
+    config_slot: Array<MapData, u32>,
+    config: Array<MapData, Plain<Config>>,
+    subnets: HashMap<MapData, Plain<Be32>, Plain<Peer>>,
+    subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
+    pods: HashMap<MapData, Plain<Be32>, Plain<LocalPod>>,
+    counters: PerCpuArray<MapData, u64>,
+    netns: Netns,
+}
+
+impl Kernel {
+    /// Loads every program of the object.
+    pub fn load(bytes: &[u8]) -> Result<Self> {
+        let mut bpf = object::load(bytes, None).context("creating maps")?;
+        for (name, program) in bpf.programs_mut() {
+            let program: &mut SchedClassifier = program
+                .try_into()
+                .with_context(|| format!("type of program {name}"))?;
+            program
+                .load()
+                .with_context(|| format!("loading program {name}"))?;
+        }
+        let maps = bpf.maps().map(|(name, _)| name.to_owned()).collect();
+        let mut map = |name: &str| bpf.take_map(name).with_context(|| format!("no map {name}"));
+        Ok(Self {
+            maps,
+            slot: 0,
+            config_slot: map("CONFIG_SLOT")?.try_into()?,
+            config: map("CONFIG")?.try_into()?,
+            subnets: map("SUBNETS")?.try_into()?,
+            subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
+            pods: map("PODS")?.try_into()?,
+            counters: map("COUNTERS")?.try_into()?,
+            netns: devices()?,
+            bpf,
+        })
+    }
+
+    /// The names of the object's programs.
+    pub fn programs(&self) -> BTreeSet<&str> {
+        self.bpf.programs().map(|(name, _)| name).collect()
+    }
+
+    /// The names of the object's maps.
+    pub fn maps(&self) -> &BTreeSet<String> {
+        &self.maps
+    }
+
+    /// Makes the maps hold exactly `tables`. The config goes into the slot that is not in use.
+    pub fn fill(&mut self, tables: &Tables) -> Result<()> {
+        self.slot = (self.slot + 1) % CONFIG_SLOTS;
+        self.config
+            .set(self.slot, Plain(tables.config), 0)
+            .context("CONFIG")?;
+        self.config_slot
+            .set(0, self.slot, 0)
+            .context("CONFIG_SLOT")?;
+        replace(&mut self.subnets, &tables.subnets).context("SUBNETS")?;
+        replace(&mut self.pods, &tables.pods).context("PODS")?;
+        let old: Vec<_> = self
+            .subnets_lpm
+            .keys()
+            .collect::<Result<_, _>>()
+            .context("SUBNETS_LPM")?;
+        for key in old {
+            self.subnets_lpm.remove(&key).context("SUBNETS_LPM")?;
+        }
+        for (first, length, peer) in &tables.subnets_lpm {
+            self.subnets_lpm
+                .insert(&Key::new(*length, Plain(*first)), Plain(*peer), 0)
+                .context("SUBNETS_LPM")?;
+        }
+        Ok(())
+    }
+
+    /// All counters, summed over the processors.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        (0..SLOTS)
+            .map(|slot| Ok(self.counters.get(&slot, 0)?.iter().sum()))
+            .collect::<Result<_>>()
+            .context("COUNTERS")
+    }
+
+    /// Runs the fixture's program on its packet `repeat` times. Runs after the first get what the one before left.
+    pub fn run(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
+        let program: &SchedClassifier = self
+            .bpf
+            .program(fixture.hook.name())
+            .with_context(|| format!("no program {}", fixture.hook.name()))?
+            .try_into()?;
+        let context = SkBuff {
+            ifindex: fixture.device.index,
+            gso_size: fixture.gso_size,
+            gso_segs: (fixture.frame.len() as u32)
+                .checked_div(fixture.gso_size)
+                .unwrap_or(0),
+            ..SkBuff::default()
+        };
+        let mut frame = vec![0; fixture.frame.len() + vxlan::OVERHEAD];
+        let result = self
+            .netns
+            .run(|| {
+                program.test_run(TestRunOptions {
+                    data_in: Some(&fixture.frame),
+                    data_out: Some(&mut frame),
+                    ctx_in: Some(bytes_of(&context)),
+                    repeat,
+                    ..TestRunOptions::new()
+                })
+            })?
+            .context("BPF_PROG_TEST_RUN")?;
+        frame.truncate(result.data_size_out as usize);
+        Ok(Ran {
+            verdict: result.return_value as i32,
+            frame,
+            duration: result.duration,
+        })
+    }
+}
+
+fn replace<V: Copy>(
+    map: &mut HashMap<MapData, Plain<Be32>, Plain<V>>,
+    wanted: &std::collections::HashMap<Be32, V>,
+) -> Result<()>
+where
+    Plain<V>: aya::Pod,
+{
+    let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+    for key in old {
+        map.remove(&key)?;
+    }
+    for (key, value) in wanted {
+        map.insert(Plain(*key), Plain(*value), 0)?;
+    }
+    Ok(())
+}
+
+/// A namespace with a veth for every interface that a hook is attached to: its index and address decide what the
+/// kernel says of a packet.
+fn devices() -> Result<Netns> {
+    /// Added to an index to make that of the other end.
+    const OTHER_END: u32 = 100;
+    let netns = Netns::create(&format!("programs-{}", std::process::id()))?;
+    for device in DEVICES {
+        let index = device.index.to_string();
+        let other = (device.index + OTHER_END).to_string();
+        let mac = device.mac.to_string();
+        let arguments = [
+            "link",
+            "add",
+            device.name,
+            "index",
+            &index,
+            "address",
+            &mac,
+            "type",
+            "veth",
+            "peer",
+            "index",
+            &other,
+        ];
+        process::run(Some(&netns), "ip", &arguments)?;
+    }
+    Ok(netns)
+}

@@ -1,0 +1,195 @@
+//! The BPF programs, run by the kernel (`BPF_PROG_TEST_RUN`) on every named packet: verdict, bytes and counters.
+//!
+//! Needs root and an agent that was built with the BPF object. `--bench` measures instead of testing.
+//!
+//! What a test run cannot show is where a redirected packet goes: that is known to the host tests of the decisions, and
+//! to tests with real interfaces.
+
+mod kernel;
+mod random;
+mod timing;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use flannel_agent::fastpath::object;
+use flannel_common::outcome::{Hook, Outcome, slot};
+use flannel_common::testing::fixtures::{self, Fixture, ProgramRun};
+use kernel::{Kernel, TC_ACT_REDIRECT, TC_ACT_UNSPEC};
+use lab::signals;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+fn main() -> ExitCode {
+    signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
+    let arguments = Arguments::from_args();
+    let kernel = start();
+    let loaded = kernel.clone();
+    let mut trials = vec![
+        Trial::ignorable_test("programs_load", move || loads(&loaded)),
+        trial(
+            "names_are_those_of_the_object".into(),
+            &kernel,
+            names_are_those_of_the_object,
+        ),
+    ];
+    for fixture in fixtures::all() {
+        let name = format!("{}: {}", fixture.hook.name(), fixture.name);
+        trials.push(match fixture.program {
+            ProgramRun::Impossible(reason) => {
+                Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)))
+            }
+            _ => trial(name, &kernel, move |kernel| {
+                ends_as_expected(kernel, &fixture)
+            }),
+        });
+    }
+    for hook in Hook::ALL {
+        let name = format!("{}: random changes end as on the host", hook.name());
+        trials.push(trial(name, &kernel, move |kernel| {
+            random::ends_as_on_the_host(kernel, hook)
+        }));
+    }
+    if arguments.bench {
+        trials.extend(timing::trials(&kernel));
+    }
+    // The trials go with the run; this is the last handle, which takes the namespace with it.
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(kernel);
+    conclusion.exit_code()
+}
+
+/// A test that needs the loaded programs.
+fn trial(
+    name: String,
+    kernel: &Shared,
+    test: impl FnOnce(&mut Kernel) -> Result<(), String> + Send + 'static,
+) -> Trial {
+    let kernel = kernel.clone();
+    Trial::ignorable_test(name, move || match kernel {
+        Ok(kernel) => {
+            test(&mut *kernel.lock().map_err(|error| error.to_string())?)?;
+            Ok(Completion::Completed)
+        }
+        Err(NotRun::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(NotRun::Failed(_)) => Ok(Completion::ignored_with("the programs do not load")),
+    })
+}
+
+/// Why nothing can be run.
+#[derive(Clone, Debug)]
+enum NotRun {
+    /// The build or the user is not made for it.
+    Skipped(&'static str),
+    /// It should have worked.
+    Failed(String),
+}
+
+type Shared = Result<Arc<Mutex<Kernel>>, NotRun>;
+
+/// Loads the programs once for all trials.
+fn start() -> Shared {
+    if !rustix::process::geteuid().is_root() {
+        return Err(NotRun::Skipped("BPF programs need root"));
+    }
+    let object = object::bytes().ok_or(NotRun::Skipped(
+        "built without FLANNEL_EBPF_OBJECT, so without BPF programs",
+    ))?;
+    match Kernel::load(object) {
+        Ok(kernel) => Ok(Arc::new(Mutex::new(kernel))),
+        Err(error) => Err(NotRun::Failed(format!("{error:#}"))),
+    }
+}
+
+/// Whether every program of the object passed the verifier. The one test that says why they do not.
+fn loads(kernel: &Shared) -> Result<Completion, Failed> {
+    match kernel {
+        Ok(_) => Ok(Completion::Completed),
+        Err(NotRun::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(NotRun::Failed(reason)) => Err(reason.into()),
+    }
+}
+
+/// What the agent calls programs and maps against what the object does.
+fn names_are_those_of_the_object(kernel: &mut Kernel) -> Result<(), String> {
+    let programs = kernel.programs();
+    for hook in Hook::ALL {
+        if !programs.contains(hook.name()) {
+            return Err(format!("no program {} among {programs:?}", hook.name()));
+        }
+    }
+    let pinned: BTreeSet<String> = object::MAPS.map(str::to_owned).into();
+    if pinned != *kernel.maps() {
+        return Err(format!(
+            "the agent pins {pinned:?}, the object has {:?}",
+            kernel.maps()
+        ));
+    }
+    Ok(())
+}
+
+fn ends_as_expected(kernel: &mut Kernel, fixture: &Fixture) -> Result<(), String> {
+    let outcome = match fixture.program {
+        ProgramRun::HelperRefuses(_) => Outcome::Helper,
+        _ => fixture.outcome(),
+    };
+    let verdict = if outcome == Outcome::Fast {
+        TC_ACT_REDIRECT
+    } else {
+        TC_ACT_UNSPEC
+    };
+    kernel
+        .fill(&fixture.tables)
+        .map_err(|error| format!("{error:#}"))?;
+    let before = kernel.counters().map_err(|error| format!("{error:#}"))?;
+    let ran = kernel
+        .run(fixture, 1)
+        .map_err(|error| format!("{error:#}"))?;
+    let after = kernel.counters().map_err(|error| format!("{error:#}"))?;
+    let counted: Vec<_> = after
+        .iter()
+        .zip(&before)
+        .enumerate()
+        .filter(|(_, (after, before))| after != before)
+        .map(|(slot, (after, before))| (slot, after - before))
+        .collect();
+    let expected = vec![(slot(fixture.hook, outcome) as usize, 1)];
+    if counted != expected {
+        return Err(format!(
+            "counted {}, not {}",
+            named(&counted),
+            named(&expected)
+        ));
+    }
+    if ran.verdict != verdict {
+        return Err(format!("verdict {} instead of {verdict}", ran.verdict));
+    }
+    if outcome == Outcome::Fast {
+        fixture.check_frame(&ran.frame)
+    } else if ran.frame == fixture.frame {
+        Ok(())
+    } else {
+        Err(format!(
+            "declined, but changed: {:02x?} became {:02x?}",
+            fixture.frame, ran.frame
+        ))
+    }
+}
+
+/// Counter slots by what they count.
+fn named(counted: &[(usize, u64)]) -> String {
+    let name = |wanted: usize| {
+        Hook::ALL
+            .into_iter()
+            .flat_map(|hook| Outcome::ALL.iter().map(move |outcome| (hook, *outcome)))
+            .find(|(hook, outcome)| slot(*hook, *outcome) as usize == wanted)
+            .map_or("nothing".into(), |(hook, outcome)| {
+                format!("{} {}", hook.name(), outcome.name())
+            })
+    };
+    let counted: Vec<_> = counted
+        .iter()
+        .map(|(slot, by)| format!("{} by {by}", name(*slot)))
+        .collect();
+    format!("{counted:?}")
+}

@@ -1,0 +1,145 @@
+//! Every fixture against the decisions, and what the fixtures must cover.
+
+use std::collections::BTreeSet;
+
+use crate::outcome::{Hook, Outcome};
+use crate::testing::fixtures::{self, Expected, ProgramRun};
+use crate::testing::frame::{ip_checksum_is_right, transport_checksum_is_right};
+use crate::testing::model;
+use crate::testing::node::DEVICES;
+use crate::wire::{ethernet, vxlan};
+
+#[test]
+fn every_fixture_ends_as_expected() {
+    let mut wrong = Vec::new();
+    for fixture in fixtures::all() {
+        let meta = fixture.meta();
+        let result = model::run(&fixture.tables, fixture.hook, &fixture.frame, &meta);
+        let problem = match (&fixture.expected, result) {
+            (Expected::Declined(expected), Err(outcome)) if *expected == outcome => None,
+            (Expected::Fast { to: expected, .. }, Ok((to, frame))) if *expected == to => {
+                fixture.check_frame(&frame).err()
+            }
+            (expected, result) => {
+                // The bytes of a packet would bury what matters.
+                let expected = match expected {
+                    Expected::Declined(outcome) => Err(*outcome),
+                    Expected::Fast { to, .. } => Ok(*to),
+                };
+                Some(format!(
+                    "{:?} instead of {expected:?}",
+                    result.map(|(to, _)| to)
+                ))
+            }
+        };
+        if let Some(problem) = problem {
+            wrong.push(format!(
+                "{} {}: {problem}",
+                fixture.hook.name(),
+                fixture.name
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The outcomes that `hook` can give.
+fn possible(hook: Hook) -> BTreeSet<&'static str> {
+    use Outcome::*;
+    let mut outcomes = vec![
+        Fast, Inactive, NotIpv4, Vlan, NotRouted, Malformed, Options, Fragment, Protocol, Ttl, Mtu,
+    ];
+    outcomes.extend(match hook {
+        Hook::PodEgress | Hook::BridgeEgress => vec![NoPeer, PodSource, Helper],
+        Hook::NicIngress => vec![NoPod, PeerSource, NotOurVxlan, Ecn, Checksum, Helper],
+        Hook::VtepIngress => vec![NoPod, PeerSource],
+    });
+    outcomes.into_iter().map(Outcome::name).collect()
+}
+
+#[test]
+fn fixtures_cover_every_outcome_of_every_hook() {
+    for hook in Hook::ALL {
+        let fixtures = fixtures::all();
+        let covered: BTreeSet<_> = fixtures
+            .iter()
+            .filter(|fixture| fixture.hook == hook)
+            .flat_map(|fixture| {
+                let refused = matches!(fixture.program, ProgramRun::HelperRefuses(_));
+                let helper = refused.then_some(Outcome::Helper);
+                [Some(fixture.outcome()), helper]
+            })
+            .flatten()
+            .map(Outcome::name)
+            .collect();
+        assert_eq!(covered, possible(hook), "{}", hook.name());
+    }
+}
+
+#[test]
+fn fixtures_have_names_of_their_own() {
+    let fixtures = fixtures::all();
+    let names: BTreeSet<_> = fixtures
+        .iter()
+        .map(|fixture| (fixture.hook.name(), fixture.name))
+        .collect();
+    assert_eq!(names.len(), fixtures.len());
+}
+
+#[test]
+fn devices_can_be_told_apart() {
+    let indexes: BTreeSet<_> = DEVICES.iter().map(|device| device.index).collect();
+    let macs: BTreeSet<_> = DEVICES.iter().map(|device| device.mac).collect();
+    assert_eq!((indexes.len(), macs.len()), (DEVICES.len(), DEVICES.len()));
+}
+
+#[test]
+fn fast_packets_leave_with_right_checksums() {
+    let mut seen = 0;
+    for fixture in fixtures::all() {
+        let Ok((_, frame)) = model::run(
+            &fixture.tables,
+            fixture.hook,
+            &fixture.frame,
+            &fixture.meta(),
+        ) else {
+            continue;
+        };
+        let mut ip = ethernet::LEN;
+        assert!(ip_checksum_is_right(&frame, ip), "{}", fixture.name);
+        if fixture.encapsulates() {
+            ip += vxlan::OVERHEAD;
+            assert!(ip_checksum_is_right(&frame, ip), "{}", fixture.name);
+        }
+        assert!(transport_checksum_is_right(&frame, ip), "{}", fixture.name);
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
+
+#[test]
+fn a_difference_in_any_byte_is_seen() {
+    let fixtures = fixtures::all();
+    let encapsulating = fixtures
+        .iter()
+        .find(|fixture| fixture.encapsulates())
+        .unwrap();
+    let Expected::Fast { frame, .. } = &encapsulating.expected else {
+        unreachable!("it encapsulates")
+    };
+    let config = &encapsulating.tables.config;
+    let mut frame = frame.clone();
+    let port = ethernet::LEN + crate::wire::ipv4::LEN;
+    frame[port..port + 2].copy_from_slice(&config.source_port_min.to_be_bytes());
+    encapsulating.check_frame(&frame).unwrap();
+    for index in (0..frame.len()).filter(|index| *index != port + 1) {
+        let mut frame = frame.clone();
+        frame[index] ^= 0x80;
+        assert!(encapsulating.check_frame(&frame).is_err(), "byte {index}");
+    }
+    assert!(
+        encapsulating
+            .check_frame(&frame[..frame.len() - 1])
+            .is_err()
+    );
+}

@@ -1,1 +1,0 @@
-//! Packets for host tests, program runs and benchmarks: built once here, by name.
