@@ -40,7 +40,7 @@ pub enum Error {
         /// The object.
         path: PathBuf,
         /// Why.
-        cause: EbpfError,
+        cause: Box<EbpfError>,
     },
     /// The object has no such program or map.
     #[error("the BPF object has no {0}")]
@@ -53,7 +53,7 @@ pub enum Error {
         /// The program.
         program: &'static str,
         /// Why.
-        cause: ProgramError,
+        cause: Box<ProgramError>,
     },
     /// A map cannot be read or written.
     #[error("BPF map {map}: {cause}")]
@@ -61,7 +61,7 @@ pub enum Error {
         /// The map.
         map: &'static str,
         /// Why.
-        cause: MapError,
+        cause: Box<MapError>,
     },
     /// Anything about namespaces, devices and counters.
     #[error(transparent)]
@@ -107,25 +107,19 @@ impl Generator {
     pub fn load(object: &Path, plan: Plan, payload: usize, cpu: usize) -> Result<Self> {
         let mut bpf = Ebpf::load_file(object).map_err(|cause| Error::Object {
             path: object.to_owned(),
-            cause,
+            cause: cause.into(),
         })?;
         let map = bpf.map_mut("PLAN").ok_or(Error::Missing("map PLAN"))?;
         let plan: [u8; size_of::<Plan>()] = bytemuck::cast(plan);
         Array::try_from(map)
             .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
-            .map_err(|cause| Error::Map { map: "PLAN", cause })?;
+            .map_err(|cause| map_failed("PLAN", cause))?;
         let mut generator = Self {
             bpf,
             frame: vec![0; size_of::<Headers>() + payload],
             cpu,
         };
-        let refused = |program| {
-            move |cause| Error::Program {
-                operation: "load",
-                program,
-                cause,
-            }
-        };
+        let refused = |program| move |cause| program_failed("load", program, cause);
         generator.xdp()?.load().map_err(refused("generator"))?;
         generator.sink()?.load().map_err(refused("sink"))?;
         Ok(generator)
@@ -140,11 +134,9 @@ impl Generator {
         let attached = at
             .netns
             .run(|| sink.attach(at.device, TcAttachType::Ingress))?;
-        attached.map(drop).map_err(|cause| Error::Program {
-            operation: "attach",
-            program: "sink",
-            cause,
-        })
+        attached
+            .map(drop)
+            .map_err(|cause| program_failed("attach", "sink", cause))
     }
 
     /// Makes packets, as if `at` had received them, and waits until they have arrived at the sink.
@@ -188,11 +180,7 @@ impl Generator {
         };
         self.xdp()?
             .test_run(options)
-            .map_err(|cause| Error::Program {
-                operation: "run",
-                program: "generator",
-                cause,
-            })?;
+            .map_err(|cause| program_failed("run", "generator", cause))?;
         let start = Instant::now();
         while self.arrived()? - before < u64::from(packets) && start.elapsed() < ARRIVAL_LIMIT {
             thread::sleep(Duration::from_millis(1));
@@ -208,10 +196,7 @@ impl Generator {
         PerCpuArray::try_from(map)
             .and_then(|map: PerCpuArray<&MapData, u64>| map.get(&0, 0))
             .map(|counts| counts.iter().sum())
-            .map_err(|cause| Error::Map {
-                map: "ARRIVED",
-                cause,
-            })
+            .map_err(|cause| map_failed("ARRIVED", cause))
     }
 
     fn xdp(&mut self) -> Result<&mut Xdp> {
@@ -226,6 +211,21 @@ impl Generator {
         program
             .and_then(|program| program.try_into().ok())
             .ok_or(Error::Missing("classifier sink"))
+    }
+}
+
+fn program_failed(operation: &'static str, program: &'static str, cause: ProgramError) -> Error {
+    Error::Program {
+        operation,
+        program,
+        cause: cause.into(),
+    }
+}
+
+fn map_failed(map: &'static str, cause: MapError) -> Error {
+    Error::Map {
+        map,
+        cause: cause.into(),
     }
 }
 
