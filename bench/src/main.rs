@@ -7,6 +7,7 @@ mod meter;
 mod report;
 mod rounds;
 mod stats;
+mod testbed;
 mod variants;
 
 use std::{fs::File, path::PathBuf, process::ExitCode};
@@ -17,7 +18,8 @@ use clap::Parser;
 use crate::{
     report::Report,
     rounds::Effort,
-    variants::{Backend, Means, Setting, WARM_UP},
+    testbed::{Means, WARM_UP},
+    variants::{Backend, Setting},
 };
 
 /// Rounds of `--quick`.

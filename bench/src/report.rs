@@ -8,7 +8,7 @@ use crate::{
     meter::Unit,
     rounds::{Effort, Row, Table},
     stats::Summary,
-    variants::PAYLOAD,
+    testbed::PAYLOAD,
 };
 
 /// All that a run says.

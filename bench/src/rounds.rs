@@ -9,7 +9,8 @@ use crate::{
     generator::Run,
     meter::Unit,
     stats::{Summary, pairwise},
-    variants::{self, Carrier, Means, Setting, Testbed},
+    testbed::{self, Means, Testbed},
+    variants::{Carrier, Setting},
 };
 
 /// Cost per packet, as one round measured it.
@@ -116,7 +117,7 @@ impl Beds {
     }
 
     fn measure(&mut self, carrier: Carrier, packets: u32) -> Result<Run, String> {
-        let (bed, measure): (_, fn(&mut Testbed, u32) -> variants::Result<Run>) = match carrier {
+        let (bed, measure): (_, fn(&mut Testbed, u32) -> testbed::Result<Run>) = match carrier {
             Carrier::Generator => (Carrier::Kernel, Testbed::measure_generator),
             _ => (carrier, Testbed::measure),
         };
