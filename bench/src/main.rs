@@ -1,2 +1,148 @@
-//! The command line.
-fn main() {}
+//! The benchmark: what forwarding a packet costs by the kernel's path and by the fast path, measured side by side.
+//!
+//! A row without its number makes the exit status 1.
+
+mod generator;
+mod meter;
+mod report;
+mod rounds;
+mod stats;
+mod testbed;
+mod variants;
+
+use std::{fs::File, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::{
+    report::Report,
+    rounds::Effort,
+    testbed::{Means, WARM_UP},
+    variants::{Backend, Setting},
+};
+
+/// Rounds of `--quick`.
+const QUICK_ROUNDS: usize = 3;
+
+/// Measures forwarding cost from pod to pod; needs root.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The agent, with the BPF programs in it.
+    #[arg(long, env = "FLANNEL_AGENT", value_name = "FILE")]
+    agent: PathBuf,
+    /// The packet generator's BPF object.
+    #[arg(long, env = "FLANNEL_GENERATOR_OBJECT", value_name = "FILE")]
+    generator_object: PathBuf,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Three rounds only.
+    #[arg(long, conflicts_with = "rounds")]
+    quick: bool,
+    /// Packets of each measurement.
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
+    packets: u32,
+    /// Flows that take turns.
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WARM_UP)))]
+    flows: u16,
+    /// Services whose rules the nodes hold in the measurements with rules.
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    services: u16,
+    /// The CPU that carries the packets [default: the last]
+    #[arg(long, value_name = "N")]
+    cpu: Option<usize>,
+    /// Only this backend.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<Backend>,
+    /// Also write everything that was measured to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<bool> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("network namespaces and BPF need root");
+    }
+    lab::signals::tear_down_on_signals(lab::signals::exit_code)
+        .context("cannot install signal handlers")?;
+    let cpu = choose_cpu(options.cpu)?;
+    let agent = options
+        .agent
+        .canonicalize()
+        .with_context(|| format!("no agent {}", options.agent.display()))?;
+    // Before the measurements, which take minutes.
+    let json = match &options.json {
+        Some(path) => {
+            Some(File::create(path).with_context(|| format!("cannot create {}", path.display()))?)
+        }
+        None => None,
+    };
+    let means = Means {
+        agent: &agent,
+        object: &options.generator_object,
+        flows: options.flows,
+        cpu,
+    };
+    let effort = Effort {
+        rounds: if options.quick {
+            QUICK_ROUNDS
+        } else {
+            options.rounds.into()
+        },
+        packets: options.packets,
+    };
+    let mut report = Report::new(cpu, options.flows, effort);
+    for setting in settings(options) {
+        let progress = |what: &str| {
+            eprintln!(
+                "{}, {} services: {what}",
+                setting.backend.name(),
+                setting.services
+            );
+        };
+        report
+            .tables
+            .push(rounds::run(&means, setting, effort, progress));
+    }
+    print!("{}", report.text());
+    if let Some(file) = json {
+        serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
+    }
+    Ok(report.is_complete())
+}
+
+fn settings(options: &Options) -> Vec<Setting> {
+    let backends = [Backend::Vxlan, Backend::HostGw];
+    let chosen = backends
+        .into_iter()
+        .filter(|backend| options.backend.is_none_or(|only| only == *backend));
+    chosen
+        .flat_map(|backend| {
+            [usize::from(options.services), 0].map(|services| Setting { backend, services })
+        })
+        .collect()
+}
+
+/// The one that was asked for, or the last that this process may use.
+fn choose_cpu(asked: Option<usize>) -> Result<usize> {
+    let allowed =
+        rustix::thread::sched_getaffinity(None).context("cannot read the CPU affinity")?;
+    let mut usable = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    match asked {
+        Some(cpu) if usable.any(|usable| usable == cpu) => Ok(cpu),
+        Some(cpu) => bail!("--cpu={cpu}: this process may not use that CPU"),
+        None => usable.next_back().context("this process may use no CPU"),
+    }
+}

@@ -5,6 +5,7 @@
 //! - [`maps`]: keys and values of the BPF maps, and the version of that layout
 //! - [`decide`]: what to do with a packet, as pure functions
 //! - [`outcome`]: the numbered results of those decisions, each with a counter
+//! - [`generator`]: what the benchmark and its packet generator agree on
 //!
 //! Nothing here touches a kernel, a file or a clock. BPF programs, host tests, fuzzers and benchmarks compile this very
 //! source.
@@ -14,6 +15,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod decide;
+pub mod generator;
 pub mod maps;
 pub mod outcome;
 #[cfg(any(test, feature = "testing"))]

@@ -24,13 +24,16 @@ use crate::{
 /// The crate of the BPF programs, and the name of the object with the hooks.
 const PROGRAMS: &str = "flannel-ebpf";
 
+/// The name of the object with the benchmark's packet generator.
+const GENERATOR: &str = "generator";
+
 /// The agent's crate and program.
 const AGENT: &str = "flannel-agent";
 
 /// Names the object that the agent's build script embeds.
 pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
-/// Names the agent for tests and for the demo.
+/// Names the agent for tests, the demo and the benchmark.
 pub const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
 
 /// Between the flags in `CARGO_ENCODED_RUSTFLAGS`.
@@ -54,10 +57,19 @@ pub struct Objects(BTreeMap<String, PathBuf>);
 impl Objects {
     /// The object with the hooks.
     pub fn hooks(&self) -> Result<&Path> {
+        self.find(PROGRAMS)
+    }
+
+    /// The object with the benchmark's packet generator.
+    pub fn generator(&self) -> Result<&Path> {
+        self.find(GENERATOR)
+    }
+
+    fn find(&self, name: &str) -> Result<&Path> {
         self.0
-            .get(PROGRAMS)
+            .get(name)
             .map(PathBuf::as_path)
-            .with_context(|| format!("no BPF object is called {PROGRAMS}"))
+            .with_context(|| format!("no BPF object is called {name}"))
     }
 
     /// Reads what [`Objects`] prints, among other lines.

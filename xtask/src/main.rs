@@ -3,6 +3,7 @@
 //! This crate is compiled before anything is installed: it depends on nothing that needs a C library, protoc or the
 //! BPF toolchain.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -46,6 +47,8 @@ enum Task {
     Run(demo::Options),
     /// Run the tests: all of them, or the named suites.
     Test(test::Options),
+    /// Measure what forwarding costs, by the kernel and by the fast path.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +75,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Task::Run(options) if options.clean => return demo::clean(),
         Task::Run(options) => return run_demo(options),
         Task::Test(options) => return test::run(&Workspace::find()?, options),
+        Task::Bench(options) => return bench::run(&Workspace::find()?, options),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,249 @@
+//! The in-kernel packet generator: an XDP program that `BPF_PROG_TEST_RUN` feeds with live frames, which the kernel
+//! then treats as received by a device of choice (`BPF_F_TEST_XDP_LIVE_FRAMES`, kernel 5.18, commit b530e9e1063e), and
+//! a sink that counts them where they are to arrive (TCX, kernel 6.6).
+//!
+//! All the work of carrying a packet is done in the context of the thread that calls [`Generator::run`].
+
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, EbpfError, TestRun, TestRunAttrs, TestRunOptions,
+    maps::{Array, MapData, MapError, PerCpuArray},
+    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp},
+};
+use flannel_common::generator::{Headers, Plan};
+use lab::{Netns, error::IoContext};
+use rustix::{
+    net::{AddressFamily, SocketType},
+    thread::CpuSet,
+};
+
+use crate::meter::{Meter, Spent, Unit};
+
+/// Frames that the kernel makes before it lets them go on their way. Small, so that no backlog queue overflows and the
+/// caches hold what they hold under light traffic.
+const BATCH: u32 = 8;
+
+/// How long the last packets of a run may be under way: `ksoftirqd` may have to get its turn first.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// What can go wrong with the generator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The object cannot be loaded.
+    #[error("load BPF object {path}: {cause}")]
+    Object {
+        /// The object.
+        path: PathBuf,
+        /// Why.
+        cause: Box<EbpfError>,
+    },
+    /// The object has no such program or map.
+    #[error("the BPF object has no {0}")]
+    Missing(&'static str),
+    /// A program cannot be verified, attached or run.
+    #[error("{operation} BPF program {program}: {cause}")]
+    Program {
+        /// What was attempted.
+        operation: &'static str,
+        /// The program.
+        program: &'static str,
+        /// Why.
+        cause: Box<ProgramError>,
+    },
+    /// A map cannot be read or written.
+    #[error("BPF map {map}: {cause}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// Why.
+        cause: Box<MapError>,
+    },
+    /// Anything about namespaces, devices and counters.
+    #[error(transparent)]
+    Lab(#[from] lab::Error),
+}
+
+/// The result of generator operations.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Which device receives generated packets.
+#[derive(Clone, Copy, Debug)]
+pub struct Ingress<'a> {
+    /// The device's namespace.
+    pub netns: &'a Netns,
+    /// Its name.
+    pub device: &'a str,
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Packets that the sink has seen.
+    pub arrived: u64,
+    /// What they cost.
+    pub spent: Spent,
+    /// The unit of cost.
+    pub unit: Unit,
+}
+
+/// A loaded generator and its sink.
+pub struct Generator {
+    bpf: Ebpf,
+    frame: Vec<u8>,
+    cpu: usize,
+}
+
+impl Generator {
+    /// Loads the object for packets as `plan` says, with `payload` bytes behind the UDP header. They will be made on
+    /// `cpu`.
+    ///
+    /// # Errors
+    /// If the object is not the generator's, or the kernel refuses it.
+    pub fn load(object: &Path, plan: Plan, payload: usize, cpu: usize) -> Result<Self> {
+        let mut bpf = Ebpf::load_file(object).map_err(|cause| Error::Object {
+            path: object.to_owned(),
+            cause: cause.into(),
+        })?;
+        let map = bpf.map_mut("PLAN").ok_or(Error::Missing("map PLAN"))?;
+        let plan: [u8; size_of::<Plan>()] = bytemuck::cast(plan);
+        Array::try_from(map)
+            .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
+            .map_err(|cause| map_failed("PLAN", cause))?;
+        let mut generator = Self {
+            bpf,
+            frame: vec![0; size_of::<Headers>() + payload],
+            cpu,
+        };
+        let refused = |program| move |cause| program_failed("load", program, cause);
+        generator.xdp()?.load().map_err(refused("generator"))?;
+        generator.sink()?.load().map_err(refused("sink"))?;
+        Ok(generator)
+    }
+
+    /// Puts the sink at the ingress of a device; it goes with the generator.
+    ///
+    /// # Errors
+    /// If there is no such device, or the kernel has no TCX.
+    pub fn attach_sink(&mut self, at: Ingress<'_>) -> Result<()> {
+        let sink = self.sink()?;
+        let attached = at
+            .netns
+            .run(|| sink.attach(at.device, TcAttachType::Ingress))?;
+        attached
+            .map(drop)
+            .map_err(|cause| program_failed("attach", "sink", cause))
+    }
+
+    /// Makes packets, as if `at` had received them, and waits until they have arrived at the sink.
+    ///
+    /// # Errors
+    /// If the kernel does not run them. That some do not arrive is no error here.
+    pub fn run(&mut self, at: Ingress<'_>, packets: u32) -> Result<Run> {
+        at.netns.run(|| self.run_here(at.device, packets))?
+    }
+
+    /// In the device's namespace, on a thread that ends soon.
+    fn run_here(&mut self, device: &str, packets: u32) -> Result<Run> {
+        let mut cpus = CpuSet::new();
+        cpus.set(self.cpu);
+        rustix::thread::sched_setaffinity(None, &cpus)
+            .context("pin thread to", format_args!("CPU {}", self.cpu))?;
+        let context = XdpMd {
+            data_end: self.frame.len() as u32,
+            ingress_ifindex: index(device)?,
+            ..XdpMd::default()
+        };
+        let before = self.arrived()?;
+        let meter = Meter::open(self.cpu)?;
+        let (result, spent) = meter.measure(|| self.run_and_wait(&context, packets, before))?;
+        result?;
+        Ok(Run {
+            arrived: self.arrived()? - before,
+            spent,
+            unit: meter.unit(),
+        })
+    }
+
+    fn run_and_wait(&mut self, context: &XdpMd, packets: u32, before: u64) -> Result<()> {
+        let frame = self.frame.clone();
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(bytemuck::bytes_of(context)),
+            repeat: packets,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::new()
+        };
+        self.xdp()?
+            .test_run(options)
+            .map_err(|cause| program_failed("run", "generator", cause))?;
+        let start = Instant::now();
+        while self.arrived()? - before < u64::from(packets) && start.elapsed() < ARRIVAL_LIMIT {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn arrived(&self) -> Result<u64> {
+        let map = self
+            .bpf
+            .map("ARRIVED")
+            .ok_or(Error::Missing("map ARRIVED"))?;
+        PerCpuArray::try_from(map)
+            .and_then(|map: PerCpuArray<&MapData, u64>| map.get(&0, 0))
+            .map(|counts| counts.iter().sum())
+            .map_err(|cause| map_failed("ARRIVED", cause))
+    }
+
+    fn xdp(&mut self) -> Result<&mut Xdp> {
+        let program = self.bpf.program_mut("generator");
+        program
+            .and_then(|program| program.try_into().ok())
+            .ok_or(Error::Missing("XDP program generator"))
+    }
+
+    fn sink(&mut self) -> Result<&mut SchedClassifier> {
+        let program = self.bpf.program_mut("sink");
+        program
+            .and_then(|program| program.try_into().ok())
+            .ok_or(Error::Missing("classifier sink"))
+    }
+}
+
+fn program_failed(operation: &'static str, program: &'static str, cause: ProgramError) -> Error {
+    Error::Program {
+        operation,
+        program,
+        cause: cause.into(),
+    }
+}
+
+fn map_failed(map: &'static str, cause: MapError) -> Error {
+    Error::Map {
+        map,
+        cause: cause.into(),
+    }
+}
+
+/// `struct xdp_md` (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// Index of a device in the calling thread's namespace.
+fn index(device: &str) -> lab::Result<u32> {
+    rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .and_then(|socket| rustix::net::netdevice::name_to_index(socket, device))
+        .context("find device", device)
+}

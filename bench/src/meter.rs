@@ -1,0 +1,244 @@
+//! CPU cost of one thread, the kernel's work in its context included, by `perf_event_open`.
+//!
+//! The generator's packets are carried by the system call of the thread that runs it and by the software interrupts
+//! that follow it in the same context. What the kernel puts off to the CPU's `ksoftirqd` is counted too, and told
+//! apart.
+
+use std::{
+    fs,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use lab::{Error, Result, error::IoContext};
+use serde::Serialize;
+
+/// What cost is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// Hardware cycles.
+    Cycles,
+    /// Time on the CPU, where the machine shows no hardware counters.
+    Nanoseconds,
+}
+
+/// What was spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Cycles or nanoseconds, those of `ksoftirqd` included.
+    pub cost: u64,
+    /// Cycles or nanoseconds of `ksoftirqd` alone.
+    pub deferred: u64,
+    /// Instructions, where the machine counts them.
+    pub instructions: Option<u64>,
+}
+
+/// `PERF_TYPE_HARDWARE`, `PERF_TYPE_SOFTWARE` and events of theirs (include/uapi/linux/perf_event.h).
+const HARDWARE: u32 = 0;
+const SOFTWARE: u32 = 1;
+const CPU_CYCLES: u64 = 0;
+const INSTRUCTIONS: u64 = 1;
+const TASK_CLOCK: u64 = 1;
+
+/// `PERF_FLAG_FD_CLOEXEC`.
+const CLOSE_ON_EXEC: u64 = 1 << 3;
+
+/// `struct perf_event_attr` as of its first version, `PERF_ATTR_SIZE_VER0`, which all kernels take.
+#[derive(Default)]
+#[repr(C)]
+struct Attributes {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    breakpoint_type: u32,
+    breakpoint_address: u64,
+}
+
+const _: () = assert!(size_of::<Attributes>() == 64);
+
+/// Counts one event of one thread, from its opening on.
+struct Counter(OwnedFd);
+
+impl Counter {
+    /// Thread 0 is the caller.
+    fn open(kind: u32, event: u64, thread: i32) -> rustix::io::Result<Self> {
+        let attributes = Attributes {
+            kind,
+            size: size_of::<Attributes>() as u32,
+            config: event,
+            ..Attributes::default()
+        };
+        const ANY_CPU: i32 = -1;
+        const NO_GROUP: i32 = -1;
+        // SAFETY: the kernel reads `attributes`, of the size it states, during the call.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_perf_event_open,
+                &raw const attributes,
+                thread,
+                ANY_CPU,
+                NO_GROUP,
+                CLOSE_ON_EXEC,
+            )
+        };
+        match i32::try_from(fd) {
+            // SAFETY: the call has just made the descriptor, and nobody else knows it.
+            Ok(fd) if fd >= 0 => Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) })),
+            _ => Err(
+                rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
+                    .unwrap_or(rustix::io::Errno::IO),
+            ),
+        }
+    }
+
+    fn read(&self) -> Result<u64> {
+        let mut bytes = [0; size_of::<u64>()];
+        let read = rustix::io::read(&self.0, &mut bytes).context(
+            "read",
+            format_args!("performance counter {}", self.0.as_raw_fd()),
+        )?;
+        if read != bytes.len() {
+            // A pinned counter that lost its place reads as end of file; these are not pinned.
+            return Err(Error::Unsupported(
+                "a performance counter has no value".to_owned(),
+            ));
+        }
+        Ok(u64::from_ne_bytes(bytes))
+    }
+}
+
+/// An event of the metered thread, and the same of `ksoftirqd`.
+struct Pair {
+    own: Counter,
+    deferred: Counter,
+}
+
+impl Pair {
+    fn open(kind: u32, event: u64, ksoftirqd: i32) -> rustix::io::Result<Self> {
+        Ok(Self {
+            own: Counter::open(kind, event, 0)?,
+            deferred: Counter::open(kind, event, ksoftirqd)?,
+        })
+    }
+}
+
+/// Counts what the thread that opened it spends.
+pub struct Meter {
+    unit: Unit,
+    cost: Pair,
+    instructions: Option<Pair>,
+}
+
+impl Meter {
+    /// Starts to count for the calling thread, which is pinned to `cpu`.
+    ///
+    /// # Errors
+    /// If the kernel has no performance events, does not permit them, or does not show `ksoftirqd`.
+    pub fn open(cpu: usize) -> Result<Self> {
+        let ksoftirqd = ksoftirqd(cpu)?;
+        let hardware = Pair::open(HARDWARE, CPU_CYCLES, ksoftirqd)
+            .and_then(|cycles| Ok((cycles, Pair::open(HARDWARE, INSTRUCTIONS, ksoftirqd)?)));
+        if let Ok((cost, instructions)) = hardware {
+            return Ok(Self {
+                unit: Unit::Cycles,
+                cost,
+                instructions: Some(instructions),
+            });
+        }
+        // Not CLOCK_THREAD_CPUTIME_ID: with CONFIG_IRQ_TIME_ACCOUNTING that leaves out software interrupts.
+        let cost = Pair::open(SOFTWARE, TASK_CLOCK, ksoftirqd)
+            .context("count CPU time of", "this thread and ksoftirqd")?;
+        Ok(Self {
+            unit: Unit::Nanoseconds,
+            cost,
+            instructions: None,
+        })
+    }
+
+    /// What cost is counted in.
+    pub fn unit(&self) -> Unit {
+        self.unit
+    }
+
+    /// Runs `work` and returns what it cost.
+    ///
+    /// # Errors
+    /// If the counters cannot be read.
+    pub fn measure<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Spent)> {
+        let before = self.read()?;
+        let result = work();
+        let after = self.read()?;
+        let instructions = after.instructions.zip(before.instructions);
+        Ok((
+            result,
+            Spent {
+                cost: after.cost - before.cost,
+                deferred: after.deferred - before.deferred,
+                instructions: instructions.map(|(after, before)| after - before),
+            },
+        ))
+    }
+
+    fn read(&self) -> Result<Spent> {
+        let deferred = self.cost.deferred.read()?;
+        let instructions = match &self.instructions {
+            Some(pair) => Some(pair.own.read()? + pair.deferred.read()?),
+            None => None,
+        };
+        Ok(Spent {
+            cost: self.cost.own.read()? + deferred,
+            deferred,
+            instructions,
+        })
+    }
+}
+
+/// The thread that carries what software interrupts of a CPU put off.
+fn ksoftirqd(cpu: usize) -> Result<i32> {
+    let name = format!("ksoftirqd/{cpu}");
+    let entries = fs::read_dir("/proc").context("read", "/proc")?;
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .find(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|comm| comm.trim_end() == name)
+        })
+        .ok_or_else(|| {
+            Error::Unsupported(format!(
+                "/proc shows no {name}: run the benchmark in the machine's first process namespace"
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{hint, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn sleep_costs_nothing_and_work_costs() {
+        let (Ok(own), work) = (
+            Counter::open(SOFTWARE, TASK_CLOCK, 0),
+            Duration::from_millis(20),
+        ) else {
+            println!("skipped: performance events are not permitted here");
+            return;
+        };
+        let start = own.read().unwrap();
+        std::thread::sleep(work);
+        let slept = own.read().unwrap();
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < work {
+            hint::spin_loop();
+        }
+        let worked = own.read().unwrap();
+        assert!(slept - start < work.as_nanos() as u64 / 2);
+        assert!(worked - slept > slept - start);
+    }
+}

@@ -1,0 +1,64 @@
+//! `cargo xtask bench`: set-up and build, then the benchmark with what was built.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{
+    build::{self, AGENT_VARIABLE},
+    command,
+    setup::{self, Scope, distro::as_root},
+    workspace::Workspace,
+};
+
+/// The benchmark's crate and program.
+const BENCH: &str = "bench";
+
+/// Names its packet generator.
+const GENERATOR_VARIABLE: &str = "FLANNEL_GENERATOR_OBJECT";
+
+/// A benchmark that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Options of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Arguments of the benchmark, such as --quick or --json=FILE; `-- --help` shows them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the benchmark; its exit status says whether every row has its number.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    let tools = setup::ensure(workspace, Scope::Lab)?;
+    let objects = build::objects(workspace, &tools)?;
+    let agent = build::agent(workspace, &objects)?;
+    let program = program(workspace)?;
+    // sudo clears the environment.
+    let mut benchmark = as_root("env")?;
+    for (name, path) in [
+        (AGENT_VARIABLE, &*agent),
+        (GENERATOR_VARIABLE, objects.generator()?),
+    ] {
+        benchmark.arg(format!("{name}={}", path.display()));
+    }
+    benchmark.arg(program).args(&options.arguments);
+    let status = command::lines(&mut benchmark, LIMIT, |line| println!("{line}"))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Builds the benchmark, optimised.
+fn program(workspace: &Workspace) -> Result<PathBuf> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--package", BENCH, "--bin", BENCH]);
+    let made = build::programs(&mut cargo)?;
+    made.into_iter()
+        .find(|program| program.name == BENCH)
+        .map(|program| program.path)
+        .with_context(|| format!("the build has made no program {BENCH}"))
+}
