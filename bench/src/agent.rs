@@ -33,6 +33,8 @@ const STATUS_LIMIT: Duration = Duration::from_secs(2);
 pub struct AgentConfig {
     /// The `flannel-agent` binary.
     pub program: PathBuf,
+    /// `--iface`.
+    pub interface: String,
     /// `--ip-masq`.
     pub ip_masq: bool,
     /// `--fast-path`: `off` or `subnet`.
@@ -48,6 +50,7 @@ impl AgentConfig {
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
+            interface: "eth0".to_owned(),
             ip_masq: true,
             fast_path: "off".to_owned(),
             arguments: Vec::new(),
@@ -139,7 +142,7 @@ impl Agent {
         command
             .arg("run")
             .arg(format!("--etcd-endpoints={}", self.etcd_endpoint))
-            .arg("--iface=eth0")
+            .arg(format!("--iface={}", config.interface))
             .arg(format!("--ip-masq={}", config.ip_masq))
             .arg(format!("--subnet-file={}", self.subnet_file().display()))
             .arg(format!("--status-socket={}", self.socket().display()))

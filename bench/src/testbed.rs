@@ -20,6 +20,7 @@ use flannel_common::{
 use lab::{
     AgentConfig, Cluster, ClusterConfig, Node, NodeConfig, Pod, process,
     status::{Counters, Status},
+    underlay,
 };
 use serde::Deserialize;
 
@@ -37,6 +38,10 @@ const NETWORK: &str = "10.5.0.0/16";
 const BRIDGE: &str = "cni0";
 /// The pod's own device.
 const POD_DEVICE: &str = "eth0";
+/// The device that joins the two nodes without a switch between them.
+const WIRE: &str = "wire0";
+/// Where leases are in etcd.
+const LEASES: &str = "/coreos.com/network/subnets/";
 
 /// UDP ports of generated packets: the first flow's source, and the destination of all.
 const SOURCE_PORT: u16 = 20_000;
@@ -136,12 +141,13 @@ impl Testbed {
         let backend = setting.backend.name();
         let cluster = Cluster::start(ClusterConfig {
             nodes: vec![NodeConfig::agent(&agent); 2],
-            pods: 1,
+            pods: 0,
             network: format!(r#"{{"Network":"{NETWORK}","Backend":{{"Type":"{backend}"}}}}"#),
             bridge_netfilter: with_rules,
             services: setting.services,
             ..ClusterConfig::default()
         })?;
+        join_directly(&cluster)?;
         if !with_rules {
             cluster
                 .nodes()
@@ -334,6 +340,39 @@ fn parse_mac(text: &str) -> Result<Mac> {
             value: text.to_owned(),
             expected: "a MAC address",
         })
+}
+
+/// Lets the nodes reach each other over one veth, as two machines on one cable: each hop of a switch would cost both
+/// paths the same and so hide what the paths themselves cost. Pods follow.
+fn join_directly(cluster: &Cluster) -> Result<()> {
+    for node in cluster.nodes() {
+        node.agent().stop()?;
+    }
+    for (key, _) in cluster.etcd().get_prefix(LEASES)? {
+        cluster.etcd().delete(&key)?;
+    }
+    let [first, second] = [1, 2].map(|number| cluster.node(number));
+    let other = second.netns().name();
+    underlay::ip_batch(
+        first.netns(),
+        &format!("link add {WIRE} type veth peer name {WIRE} netns {other}\n"),
+    )?;
+    for node in [first, second] {
+        let address = format!("192.168.110.{}/24", node.number());
+        underlay::ip_batch(
+            node.netns(),
+            &format!("address add {address} dev {WIRE}\nlink set {WIRE} up\n"),
+        )?;
+        node.agent()
+            .configure(|config| config.interface = WIRE.to_owned());
+        node.agent().start()?;
+    }
+    for node in [first, second] {
+        node.agent().wait_ready()?;
+        node.add_pod()?;
+    }
+    cluster.wait_converged()?;
+    Ok(())
 }
 
 #[cfg(test)]
