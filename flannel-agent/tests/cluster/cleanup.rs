@@ -4,9 +4,8 @@ use anyhow::{Context, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use lab::Node;
 
-use crate::support::{
-    Meter, Outcome, Path, Setting, shell, udp_arrives, wait_pods_served, with_cluster,
-};
+use crate::meter::Meter;
+use crate::support::{Outcome, Path, Setting, shell, udp_arrives, wait_pods_served, with_cluster};
 
 /// Packets of one check.
 const PACKETS: u64 = 1000;

@@ -10,7 +10,8 @@ use lab::{
     traffic::tools::{self, PingPlan},
 };
 
-use crate::support::{Backend, Meter, Outcome, Path, Setting, udp_arrives, with_cluster};
+use crate::meter::Meter;
+use crate::support::{Backend, Outcome, Path, Setting, udp_arrives, with_cluster};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(2);

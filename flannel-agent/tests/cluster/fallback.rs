@@ -5,7 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 use anyhow::ensure;
 use lab::{AgentConfig, NodeConfig};
 
-use crate::support::{AGENT, Meter, Outcome, Path, Setting, udp_arrives, with_unready_cluster};
+use crate::meter::Meter;
+use crate::support::{AGENT, Outcome, Path, Setting, udp_arrives, with_unready_cluster};
 
 /// Packets of one check.
 const PACKETS: u64 = 1000;

@@ -9,6 +9,7 @@ mod config;
 mod declined;
 mod fallback;
 mod matrix;
+mod meter;
 mod mixed;
 mod nodes;
 mod repair;

@@ -14,8 +14,9 @@ use lab::{
     underlay,
 };
 
+use crate::meter::Meter;
 use crate::support::{
-    Meter, Outcome, PROMPT, Path, Setting, eventually, udp_arrives, wait_pods_served, with_cluster,
+    Outcome, PROMPT, Path, Setting, eventually, udp_arrives, wait_pods_served, with_cluster,
 };
 
 /// IPv4 and UDP or ICMP headers, in bytes.

@@ -9,7 +9,8 @@ use lab::{
     },
 };
 
-use crate::support::{Meter, Outcome, Setting, udp_arrives, with_cluster};
+use crate::meter::Meter;
+use crate::support::{Outcome, Setting, udp_arrives, with_cluster};
 
 /// Packets of one check.
 const PACKETS: u64 = 2000;

@@ -12,8 +12,9 @@ use lab::{
     traffic::udp::{UdpFlow, UdpPlan},
 };
 
+use crate::meter::Meter;
 use crate::support::{
-    Backend, Meter, Outcome, PROMPT, Path, Setting, all_arrived, eventually, link, serves, shell,
+    Backend, Outcome, PROMPT, Path, Setting, all_arrived, eventually, link, serves, shell,
     udp_arrives, wait_pods_served, with_cluster,
 };
 

@@ -9,9 +9,10 @@ use lab::{
     traffic::udp::{UdpFlow, UdpPlan},
 };
 
+use crate::meter::Meter;
 use crate::support::{
-    Backend, Meter, Outcome, PROMPT, Setting, eventually, link, shell, udp_arrives,
-    wait_pods_served, with_cluster,
+    Backend, Outcome, PROMPT, Setting, eventually, link, shell, udp_arrives, wait_pods_served,
+    with_cluster,
 };
 
 /// How long traffic may stand still after its device was deleted.

@@ -11,8 +11,9 @@ use lab::{
     },
 };
 
+use crate::meter::Meter;
 use crate::support::{
-    Meter, Outcome, Setting, all_arrived, eventually, udp_arrives, wait_pods_served, with_cluster,
+    Outcome, Setting, all_arrived, eventually, udp_arrives, wait_pods_served, with_cluster,
 };
 
 /// Packets that cross a restart at least.

@@ -1,4 +1,4 @@
-//! What the tests share: settings, clusters with a diagnosis when a test fails, and proof of the path that packets took.
+//! What the tests share: settings, clusters with a diagnosis when a test fails, traffic with a verdict.
 
 use std::{
     fmt,
@@ -10,10 +10,8 @@ use std::{
 
 use anyhow::{Context, anyhow, ensure};
 use lab::{
-    AgentConfig, Cluster, ClusterConfig, Node, NodeConfig, Pod,
-    counters::Protocols,
-    process,
-    status::{Counters, Status},
+    AgentConfig, Cluster, ClusterConfig, Node, NodeConfig, Pod, process,
+    status::Status,
     traffic::udp::{self, UdpPlan, UdpReport},
     wait,
 };
@@ -219,77 +217,6 @@ pub(crate) fn serves(status: &Status, pod: &Pod) -> bool {
     let address = pod.address().to_string();
     let mut pods = status.fast_path.pods.iter();
     pods.any(|known| known.ip == address && known.problem.is_none())
-}
-
-/// The counters of two nodes, BPF's and the kernel's, to tell which path packets between them take.
-pub(crate) struct Meter<'a> {
-    ends: [&'a Node; 2],
-    before: [Counts; 2],
-}
-
-/// What a node has counted.
-struct Counts {
-    /// By BPF; a stock node has none.
-    bpf: Counters,
-    /// Packets that the kernel has forwarded (`Ip.ForwDatagrams`).
-    forwarded: i64,
-}
-
-impl<'a> Meter<'a> {
-    /// Begins to count.
-    pub(crate) fn start(from: &'a Node, to: &'a Node) -> anyhow::Result<Self> {
-        let before = [counts(from)?, counts(to)?];
-        let ends = [from, to];
-        Ok(Self { ends, before })
-    }
-
-    /// Asserts that of `packets` packets from the first node to the second nearly all took the fast path, at both
-    /// ends, and hardly any packet the kernel's; or that all took the kernel's.
-    pub(crate) fn expect(&self, path: Path, packets: u64) -> Outcome {
-        /// One packet in so many may take the other path: while neighbours are probed and events are handled.
-        const TOLERANCE: u64 = 50;
-        /// Packets that may come from elsewhere: of ARP's making, of the end of an earlier connection.
-        const FEW: u64 = 20;
-        for (end, (node, before)) in self.ends.iter().zip(&self.before).enumerate() {
-            if node.try_agent().is_none() {
-                continue;
-            }
-            let now = counts(node)?;
-            let counted = now.bpf.since(&before.bpf);
-            let fast = [counted.fast_egress, counted.fast_ingress][end];
-            let kernel = u64::try_from(now.forwarded - before.forwarded)?;
-            let holds = match path {
-                Path::Kernel => fast == 0 && kernel >= packets,
-                Path::Fast => {
-                    fast >= packets - packets / TOLERANCE && kernel <= packets / TOLERANCE + FEW
-                }
-            };
-            ensure!(
-                holds,
-                "of {packets} packets from {} to {} with fast path {}, BPF of {} carried {fast}, its kernel {kernel}: {counted:?}",
-                self.ends[0].name(),
-                self.ends[1].name(),
-                path.mode(),
-                node.name()
-            );
-        }
-        Ok(())
-    }
-}
-
-fn counts(node: &Node) -> anyhow::Result<Counts> {
-    Ok(Counts {
-        bpf: counters(node)?,
-        forwarded: Protocols::read(node.netns())?.get("Ip.ForwDatagrams"),
-    })
-}
-
-fn counters(node: &Node) -> anyhow::Result<Counters> {
-    let Some(agent) = node.try_agent() else {
-        return Ok(Counters::default());
-    };
-    let status = agent.status().context("counters")?;
-    Ok(status.fast_path.counters)
 }
 
 /// Sends numbered packets and asserts that each arrives once, in order and unaltered.

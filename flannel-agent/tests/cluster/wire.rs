@@ -14,7 +14,8 @@ use lab::{
     capture::{Capture, Direction, Frame},
 };
 
-use crate::support::{Backend, Meter, Outcome, Path, Setting, wait_pods_served, with_cluster};
+use crate::meter::Meter;
+use crate::support::{Backend, Outcome, Path, Setting, wait_pods_served, with_cluster};
 
 /// Offsets in a frame with IPv4 without options and UDP.
 const IP: usize = 14;
