@@ -1,6 +1,7 @@
 //! The BPF programs, run by the kernel (`BPF_PROG_TEST_RUN`) on every named packet: verdict, bytes and counters.
 //!
-//! Needs root and an agent that was built with the BPF object. `--bench` measures instead of testing.
+//! Needs root and a BPF object: the one that `FLANNEL_EBPF_OBJECT` names, such as another toolchain's, or else the one
+//! that was built in. `--bench` measures instead of testing.
 //!
 //! What a test run cannot show is where a redirected packet goes: that is known to the host tests of the decisions, and
 //! to tests with real interfaces.
@@ -9,9 +10,11 @@ mod kernel;
 mod random;
 mod timing;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::{env, fs};
 
 use flannel_agent::fastpath::object;
 use flannel_common::outcome::{Hook, Outcome, slot};
@@ -19,6 +22,9 @@ use flannel_common::testing::fixtures::{self, Fixture, ProgramRun};
 use kernel::{Kernel, TC_ACT_REDIRECT, TC_ACT_UNSPEC};
 use lab::signals;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// Names the object to run, also to the agent's build script.
+const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
@@ -92,10 +98,15 @@ fn start() -> Shared {
     if !rustix::process::geteuid().is_root() {
         return Err(NotRun::Skipped("BPF programs need root"));
     }
-    let object = object::bytes().ok_or(NotRun::Skipped(
-        "built without FLANNEL_EBPF_OBJECT, so without BPF programs",
-    ))?;
-    match Kernel::load(object) {
+    let object = match env::var_os(OBJECT_VARIABLE) {
+        Some(path) => fs::read(&path)
+            .map_err(|error| NotRun::Failed(format!("{}: {error}", path.display())))?
+            .into(),
+        None => Cow::Borrowed(object::bytes().ok_or(NotRun::Skipped(
+            "built without FLANNEL_EBPF_OBJECT, so without BPF programs",
+        ))?),
+    };
+    match Kernel::load(&object) {
         Ok(kernel) => Ok(Arc::new(Mutex::new(kernel))),
         Err(error) => Err(NotRun::Failed(format!("{error:#}"))),
     }

@@ -156,15 +156,15 @@ impl<'a> Runners<'a> {
     }
 }
 
-/// Runs a test program. The lines of a privileged suite are shown as they come, because it takes a while; of the others
-/// only if something fails.
+/// Runs a test program. The lines of clusters are shown as they come, because they take a while; of the others only if
+/// something fails.
 fn follow(name: &str, suite: Suite, command: &mut Command) -> Result<Tally> {
     let start = Instant::now();
     let mut reader = Reader::default();
     let mut held = String::new();
     let status = command::lines(command, LIMIT, |line| {
         reader.line(line);
-        if suite.is_privileged() {
+        if suite == Suite::Cluster {
             println!("  {line}");
         } else {
             held += line;
