@@ -8,7 +8,10 @@ use lab::{
     traffic::tcp::{self, TcpPlan},
 };
 
-use crate::support::{Meter, Outcome, Setting, udp_arrives, with_cluster};
+use crate::{
+    meter::Meter,
+    support::{Outcome, Setting, udp_arrives, with_cluster},
+};
 
 /// How many sequenced packets one check sends.
 const PACKETS: u64 = 1000;
