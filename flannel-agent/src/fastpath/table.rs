@@ -147,3 +147,73 @@ fn failed(map: &'static str, source: MapError) -> Error {
         source: Box::new(source),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A map of limited size in memory.
+    #[derive(Default)]
+    struct Memory {
+        entries: BTreeMap<u8, u32>,
+        limit: usize,
+    }
+
+    impl Entries<u8, u32> for Memory {
+        fn all(&self) -> Result<Vec<(u8, u32)>, MapError> {
+            Ok(self.entries.clone().into_iter().collect())
+        }
+
+        fn put(&mut self, key: &u8, value: u32) -> Result<(), MapError> {
+            if !self.entries.contains_key(key) && self.entries.len() >= self.limit {
+                return Err(MapError::KeyNotFound);
+            }
+            self.entries.insert(*key, value);
+            Ok(())
+        }
+
+        fn delete(&mut self, key: &u8) -> Result<(), MapError> {
+            self.entries
+                .remove(key)
+                .map(drop)
+                .ok_or(MapError::KeyNotFound)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_was_left_becomes_what_is_wanted(
+            left: BTreeMap<u8, u32>,
+            wanted: Vec<BTreeMap<u8, u32>>,
+        ) {
+            let map = Memory { entries: left, limit: usize::MAX };
+            let mut table = Table::adopt("test", map).expect("memory can be read");
+            for wanted in &wanted {
+                table.prune(wanted).expect("entries can be removed");
+                table.fill(wanted).expect("there is room");
+                prop_assert_eq!(&table.map.entries, wanted);
+            }
+        }
+
+        #[test]
+        fn a_full_map_holds_what_fits_and_takes_the_rest_later(wanted: BTreeMap<u8, u32>, limit in 0usize..300) {
+            let mut table = Table::adopt("test", Memory { limit, ..Memory::default() }).expect("memory can be read");
+            let fits = wanted.len() <= limit;
+            prop_assert_eq!(table.fill(&wanted).is_ok(), fits);
+            prop_assert_eq!(table.map.entries.len(), wanted.len().min(limit));
+            table.map.limit = usize::MAX;
+            table.fill(&wanted).expect("there is room");
+            prop_assert_eq!(&table.map.entries, &wanted);
+        }
+
+        #[test]
+        fn an_entry_that_somebody_removed_is_no_error(left: BTreeMap<u8, u32>) {
+            let mut table = Table::adopt("test", Memory { entries: left, limit: usize::MAX }).expect("memory can be read");
+            table.map.entries.clear();
+            prop_assert!(table.prune(&BTreeMap::new()).is_ok());
+            prop_assert!(table.mirror.is_empty());
+        }
+    }
+}

@@ -198,3 +198,37 @@ fn map_error(map: &'static str, source: aya::maps::MapError) -> Error {
         source: Box::new(source),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flannel_common::addr::Mac;
+
+    use super::*;
+
+    #[test]
+    fn peers_are_sorted_by_the_length_of_their_subnet() {
+        let peer = |subnet: &str, vtep_mac| PeerRoute {
+            subnet: subnet.parse().expect("a prefix"),
+            node_ip: Ipv4Addr::new(192, 168, 100, 2),
+            next_hop: Ipv4Addr::new(192, 168, 100, 254),
+            vtep_mac,
+        };
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let mut contents = Contents::default();
+        contents.set_peers(
+            &[peer("10.5.9.0/24", Some(mac)), peer("10.5.64.0/26", None)],
+            24,
+        );
+        let usual = contents.subnets[&Ipv4Addr::new(10, 5, 9, 0)];
+        assert_eq!(usual.vtep_mac, mac);
+        assert_eq!(
+            Ipv4Addr::from(usual.next_hop),
+            Ipv4Addr::new(192, 168, 100, 254)
+        );
+        assert!(contents.other_lengths[&"10.5.64.0/26".parse().expect("a prefix")].is_direct());
+        assert_eq!(
+            (contents.subnets.len(), contents.other_lengths.len()),
+            (1, 1)
+        );
+    }
+}
