@@ -61,6 +61,8 @@ impl Netns {
     pub fn create_with(name: &str, lifetime: Lifetime) -> Result<Self> {
         let _permit = signals::permit();
         let path = Path::new(DIRECTORY).join(name);
+        // A machine on which nobody has made a namespace yet has no such directory.
+        fs::create_dir_all(DIRECTORY).context("create", DIRECTORY)?;
         fs::File::create_new(&path).context("create", path.display())?;
         let bound = thread::scope(|scope| scope.spawn(|| bind_new(&path)).join())
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
