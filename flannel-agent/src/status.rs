@@ -76,7 +76,7 @@ pub struct Object {
 /// The state of the BPF fast path.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FastPath {
-    /// The mode that was asked for: `off` or `subnet`.
+    /// The mode that was asked for: `off`, `subnet` or `flow`.
     pub mode: String,
     /// Whether BPF programs carry packets on this node.
     pub active: bool,
@@ -91,6 +91,12 @@ pub struct FastPath {
     pub egress: Option<String>,
     /// Receive tier: `nic` (decap in BPF at the node's interface) or `vtep` (kernel decap, hook on the VXLAN device).
     pub ingress: Option<String>,
+    /// Who attests flows: `conntrack` or `mark`.
+    #[serde(default)]
+    pub attestation: Option<String>,
+    /// Flows that are remembered.
+    #[serde(default)]
+    pub flows: Option<u64>,
     /// Attached hooks.
     pub hooks: Vec<Hook>,
     /// Pods of this node that the fast path serves, or why it does not.
@@ -128,4 +134,7 @@ pub struct Counters {
     pub fast_ingress: u64,
     /// Packets handed to the kernel, by reason. Only those that a hook saw.
     pub declined: BTreeMap<String, u64>,
+    /// Packets that the kernel has forwarded, by what was learned from them.
+    #[serde(default)]
+    pub attest: BTreeMap<String, u64>,
 }

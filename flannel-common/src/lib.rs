@@ -3,6 +3,7 @@
 //! - [`wire`]: header layouts and their fields, one protocol per file
 //! - [`checksum`]: Internet checksums, whole and incremental
 //! - [`maps`]: keys and values of the BPF maps, and the version of that layout
+//! - [`flow`]: what is remembered of a flow, and the map of flows
 //! - [`decide`]: what to do with a packet, as pure functions
 //! - [`outcome`]: the numbered results of those decisions, each with a counter
 //! - [`generator`]: what the benchmark and its packet generator agree on
@@ -15,6 +16,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod decide;
+pub mod flow;
 pub mod generator;
 pub mod maps;
 pub mod outcome;

@@ -10,13 +10,30 @@ use crate::wire::{Be16, Be32};
 
 /// Version of everything in this file and of the numbers in [`crate::outcome`]. Any change of layout or meaning
 /// changes it.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Subnets of other nodes at most, per map.
 pub const MAX_SUBNETS: u32 = 131_072;
 
 /// Pods of this node at most.
 pub const MAX_PODS: u32 = 4_096;
+
+/// Flows that are remembered at most, unless the agent is told otherwise; the least recently used go first.
+pub const MAX_FLOWS: u32 = 131_072;
+
+/// Which config is in force, and until when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Control {
+    /// Slot of the config map.
+    pub slot: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// When programs stop acting unless the agent writes a later time: nanoseconds of `CLOCK_MONOTONIC`.
+    pub expires: u64,
+}
+
+const _: () = assert!(size_of::<Control>() == 16);
 
 /// Slots of the config map. The agent fills the one that is not in use and then switches over, so that no program
 /// ever sees half of an old config and half of a new one.
@@ -26,12 +43,22 @@ pub const CONFIG_SLOTS: u32 = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Config {
+    /// Flows attested before this time are not believed: nanoseconds of `CLOCK_MONOTONIC`.
+    pub since: u64,
+    /// Age in nanoseconds of an attestation from which a flow is probed.
+    pub revalidate_after: u64,
+    /// Age in nanoseconds of an attestation from which a flow takes the kernel path until it is attested again.
+    pub stale_after: u64,
     /// Combination of the `FLAG_` constants.
     pub flags: u32,
     /// Interface index of the node's interface.
     pub uplink_index: u32,
     /// Interface index of the VXLAN device; zero without one.
     pub vtep_index: u32,
+    /// Interface index of the bridge; zero without one.
+    pub bridge_index: u32,
+    /// Bit of the packet mark by which netfilter attests packets; zero where conntrack itself is asked.
+    pub mark: u32,
     /// VXLAN network identifier.
     pub vni: u32,
     /// This node's address: source of encapsulated packets.
@@ -57,10 +84,10 @@ pub struct Config {
     /// Time to live of encapsulated packets.
     pub outer_ttl: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 7],
 }
 
-const _: () = assert!(size_of::<Config>() == 52);
+const _: () = assert!(size_of::<Config>() == 88);
 
 /// Programs act; without it they hand everything to the kernel.
 pub const FLAG_ACTIVE: u32 = 1;
@@ -70,6 +97,15 @@ pub const FLAG_OTHER_LENGTHS: u32 = 1 << 1;
 pub const FLAG_ASSIST: u32 = 1 << 2;
 /// Decapsulate in BPF at the node's interface.
 pub const FLAG_DECAP: u32 = 1 << 3;
+/// Only flows that the kernel has attested are fast; without it, all that the topology allows.
+pub const FLAG_FLOWS: u32 = 1 << 4;
+/// Conntrack takes TCP segments outside of the window that it knows, so TCP flows may be fast.
+pub const FLAG_TCP: u32 = 1 << 5;
+/// A flow is fast when both its legs are attested, not its own alone: for an attestation that says nothing of
+/// addresses that were rewritten without conntrack's knowledge (IPVS).
+pub const FLAG_BOTH_LEGS: u32 = 1 << 6;
+/// Packets with a source address that is not their sender's are dropped.
+pub const FLAG_STRICT: u32 = 1 << 7;
 
 /// Another node, by its subnet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -83,9 +119,11 @@ pub struct Peer {
     pub vtep_mac: Mac,
     /// Zero.
     pub reserved: [u8; 2],
+    /// Since when this is so: flows attested before are not believed. Nanoseconds of `CLOCK_MONOTONIC`.
+    pub since: u64,
 }
 
-const _: () = assert!(size_of::<Peer>() == 16);
+const _: () = assert!(size_of::<Peer>() == 24);
 
 impl Peer {
     /// Whether packets go there without a tunnel.
@@ -105,9 +143,13 @@ pub struct LocalPod {
     pub mac: Mac,
     /// Combination of the `POD_` constants.
     pub flags: u16,
+    /// Zero.
+    pub reserved: u32,
+    /// Since when this is so: flows attested before are not believed. Nanoseconds of `CLOCK_MONOTONIC`.
+    pub since: u64,
 }
 
-const _: () = assert!(size_of::<LocalPod>() == 12);
+const _: () = assert!(size_of::<LocalPod>() == 24);
 
 /// Deliver through the host side of the veth instead of straight into the pod: somebody else's queueing discipline or
 /// program there must see the packets, or the kernel has no `bpf_redirect_peer` (before 5.10).

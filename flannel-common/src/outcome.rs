@@ -15,16 +15,34 @@ pub enum Hook {
     NicIngress = 2,
     /// TC ingress at the VXLAN device.
     VtepIngress = 3,
+    /// TC egress at the host side of a pod's veth: what the kernel has forwarded to a pod.
+    AttestIn = 4,
+    /// TC egress at the VXLAN device, and at the node's interface for nodes without a tunnel: what the kernel has
+    /// forwarded from a pod.
+    AttestOut = 5,
 }
 
 impl Hook {
     /// All hooks, in the order of their numbers.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
+        Self::PodEgress,
+        Self::BridgeEgress,
+        Self::NicIngress,
+        Self::VtepIngress,
+        Self::AttestIn,
+        Self::AttestOut,
+    ];
+
+    /// The hooks in front of the kernel's forwarding.
+    pub const FORWARDING: [Self; 4] = [
         Self::PodEgress,
         Self::BridgeEgress,
         Self::NicIngress,
         Self::VtepIngress,
     ];
+
+    /// The hooks behind it, which learn instead of forwarding.
+    pub const ATTESTING: [Self; 2] = [Self::AttestIn, Self::AttestOut];
 
     /// The name that status and metrics use; also the name of the BPF program.
     pub const fn name(self) -> &'static str {
@@ -33,6 +51,8 @@ impl Hook {
             Self::BridgeEgress => "bridge_egress",
             Self::NicIngress => "nic_ingress",
             Self::VtepIngress => "vtep_ingress",
+            Self::AttestIn => "attest_in",
+            Self::AttestOut => "attest_out",
         }
     }
 }
@@ -99,6 +119,57 @@ outcomes! {
     Checksum = 17, "checksum";
     /// A helper refused (memory, or a packet that is encapsulated already); the packet was not changed.
     Helper = 18, "helper";
+    /// A pod sent VXLAN to an address outside of the pods' network: masqueraded, it would come from a trusted node.
+    PodVxlan = 19, "pod-vxlan";
+    /// The agent has not shown signs of life for long.
+    NoHeartbeat = 20, "no-heartbeat";
+    /// The kernel has not attested this leg of the flow, or not since the pod or the peer is what it is.
+    NoFlow = 21, "no-flow";
+    /// The last attestation is too old.
+    Stale = 22, "stale";
+    /// SYN, FIN or RST, which conntrack must see.
+    TcpControl = 23, "tcp-control";
+    /// Behind a FIN.
+    Closing = 24, "closing";
+    /// Earlier packets of the flow may still be on their way through the kernel.
+    Draining = 25, "draining";
+    /// Conntrack is strict about TCP windows, so TCP must not leave its sight.
+    TcpStrict = 26, "tcp-strict";
+    /// Our own probe on its way through the kernel.
+    Probe = 27, "probe";
+    /// A leg of a flow was attested, and remembered.
+    Attested = 28, "attested";
+    /// The first leg of a flow was attested: a new entry.
+    Created = 29, "created";
+    /// Conntrack does not attest the packet, and nothing was remembered of its flow.
+    Refused = 30, "refused";
+    /// Conntrack does not attest a packet of a remembered flow, which is forgotten.
+    Killed = 31, "killed";
+    /// Attested, but of a leg that ends or begins: nothing is remembered.
+    NotKept = 32, "not-kept";
+    /// A probe that has done its duty.
+    ProbeDone = 33, "probe-done";
+    /// A packet that was fast.
+    Redirected = 34, "redirected";
+    /// Not forwarded between a pod of this node and another node.
+    Elsewhere = 35, "elsewhere";
+    /// As [`Self::PodSource`], with strict source checks: dropped.
+    DropPodSource = 36, "dropped-pod-source";
+    /// As [`Self::PeerSource`], with strict source checks: dropped.
+    DropPeerSource = 37, "dropped-peer-source";
+    /// As [`Self::PodVxlan`], with strict source checks: dropped.
+    DropPodVxlan = 38, "dropped-pod-vxlan";
+}
+
+impl Outcome {
+    /// Whether the packet is dropped.
+    #[inline(always)]
+    pub const fn drops(self) -> bool {
+        matches!(
+            self,
+            Self::DropPodSource | Self::DropPeerSource | Self::DropPodVxlan
+        )
+    }
 }
 
 /// Columns of the counter table: room for new outcomes without a new layout.

@@ -1,21 +1,27 @@
 //! The maps, and safe lookups in them.
 //!
-//! The agent alone writes them, except the counters. Their names are what the agent pins them under.
+//! The agent alone writes them, except the counters and the flows. Their names are what the agent pins them under.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use flannel_common::decide;
+use flannel_common::flow::{Flow, FlowKey, Flows, SharedFlow};
 use flannel_common::maps::{
-    CONFIG_SLOTS, Config, FLAG_OTHER_LENGTHS, LocalPod, MAX_PODS, MAX_SUBNETS, Peer,
+    CONFIG_SLOTS, Config, Control, FLAG_OTHER_LENGTHS, LocalPod, MAX_FLOWS, MAX_PODS, MAX_SUBNETS,
+    Peer,
 };
 use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
 
-/// Which slot of [`CONFIG`] is in use.
+use crate::kernel;
+use crate::skb::DROP;
+
+/// Which slot of [`CONFIG`] is in use, and until when.
 #[map]
-static CONFIG_SLOT: Array<u32> = Array::with_max_entries(1, 0);
+static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 
 /// The node's interfaces and addresses, twice.
 #[map]
@@ -33,6 +39,10 @@ static SUBNETS_LPM: LpmTrie<Be32, Peer> = LpmTrie::with_max_entries(MAX_SUBNETS,
 #[map]
 static PODS: HashMap<Be32, LocalPod> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
 
+/// What is remembered of flows. The programs write it.
+#[map]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+
 /// Packets by hook and outcome.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::SLOTS, 0);
@@ -40,15 +50,17 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::SLOTS
 /// The maps as decisions see them, with the config that was in force when the program started.
 pub struct Topology {
     config: &'static Config,
+    expires: u64,
 }
 
 impl Topology {
     /// `None` cannot happen, since array elements always exist; the verifier wants it handled.
     #[inline(always)]
     pub fn load() -> Option<Self> {
-        let slot = *CONFIG_SLOT.get(0)?;
+        let control = CONTROL.get(0)?;
         Some(Self {
-            config: CONFIG.get(slot)?,
+            config: CONFIG.get(control.slot)?,
+            expires: control.expires,
         })
     }
 }
@@ -76,6 +88,53 @@ impl decide::Topology for Topology {
         // SAFETY: as for `SUBNETS`.
         unsafe { PODS.get(address) }
     }
+
+    #[inline(always)]
+    fn expires(&self) -> u64 {
+        self.expires
+    }
+}
+
+/// [`FLOWS`] as decisions see it.
+pub struct Remembered;
+
+impl Flows for Remembered {
+    #[inline(always)]
+    fn find(&self, key: &FlowKey) -> Option<&SharedFlow> {
+        let flow = FLOWS.get_ptr_mut(key)?;
+        // SAFETY: the types have one layout (asserted where they are defined), the fields are words that are read
+        // and written whole, and the kernel keeps the element's memory valid for this program's run. Should the element be used for another flow
+        // meanwhile, what is read and written is as wrong as an entry that is out of date, which revalidation ends.
+        Some(unsafe { &*flow.cast::<SharedFlow>() })
+    }
+
+    #[inline(always)]
+    fn create(&self, key: &FlowKey, flow: &Flow) {
+        // Failing costs speed only: the next attested packet tries again.
+        let _ = FLOWS.insert(key, flow, BPF_NOEXIST as u64);
+    }
+
+    #[inline(always)]
+    fn forget(&self, key: &FlowKey) {
+        // Somebody else may have been faster.
+        let _ = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no pointer is involved.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn tick(&self) -> u64 {
+        if kernel::has_coarse_clock() {
+            // SAFETY: no pointer is involved.
+            unsafe { bpf_ktime_get_coarse_ns() }
+        } else {
+            self.now()
+        }
+    }
 }
 
 /// Counts a packet.
@@ -84,5 +143,20 @@ pub fn count(hook: Hook, outcome: Outcome) {
     if let Some(counter) = COUNTERS.get_ptr_mut(outcome::slot(hook, outcome)) {
         // SAFETY: the element is this CPU's own, and programs of one hook do not interrupt each other on a CPU.
         unsafe { *counter += 1 };
+    }
+}
+
+/// Counts what became of a packet, and returns the verdict that says so to the kernel.
+#[inline(always)]
+pub fn verdict(hook: Hook, result: Result<i32, Outcome>) -> i32 {
+    match result {
+        Ok(verdict) => {
+            count(hook, Outcome::Fast);
+            verdict
+        }
+        Err(outcome) => {
+            count(hook, outcome);
+            if outcome.drops() { DROP } else { TC_ACT_UNSPEC }
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! From other nodes: TC ingress at the node's interface.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use flannel_common::decide::{L3, Topology as _, ingress};
@@ -8,7 +7,7 @@ use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::{ethernet, ipv4, tcp, udp, vxlan};
 
 use crate::deliver::deliver;
-use crate::maps::{Topology, count};
+use crate::maps::{Remembered, Topology, verdict};
 use crate::skb::Skb;
 
 /// Bytes that the decision reads at most.
@@ -19,22 +18,13 @@ const _: () = assert!(vxlan::OVERHEAD == ipv4::LEN + udp::LEN + vxlan::LEN + eth
 /// TC ingress, node's interface.
 #[classifier]
 pub fn nic_ingress(ctx: TcContext) -> i32 {
-    match receive(&ctx) {
-        Ok(verdict) => {
-            count(Hook::NicIngress, Outcome::Fast);
-            verdict
-        }
-        Err(outcome) => {
-            count(Hook::NicIngress, outcome);
-            TC_ACT_UNSPEC
-        }
-    }
+    verdict(Hook::NicIngress, receive(&ctx))
 }
 
 #[inline(always)]
 fn receive(ctx: &TcContext) -> Result<i32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
     let mut skb = Skb::new(ctx, HEADERS);
-    let decision = ingress::from_wire(&skb, &skb.meta(), &topology)?;
+    let decision = ingress::from_wire(&skb, &skb.meta(), &topology, &Remembered)?;
     deliver(&mut skb, topology.config(), &decision)
 }

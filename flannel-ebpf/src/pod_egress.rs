@@ -1,16 +1,15 @@
 //! From pods: TC ingress at the host side of each pod's veth, and at the bridge for ports that have no program.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use flannel_common::decide::egress::{self, Port, Via};
-use flannel_common::decide::{L3, Topology as _, encap};
+use flannel_common::decide::{L3, Tag, Topology as _, encap};
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::ethernet::{self, Ethernet};
 use flannel_common::wire::{ipv4, tcp, vxlan};
 
-use crate::maps::{Topology, count};
+use crate::maps::{Remembered, Topology, verdict};
 use crate::skb::{DROP, Skb, to_device, to_neighbour};
 
 /// Bytes that the decision reads.
@@ -30,24 +29,18 @@ pub fn bridge_egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, hook: Hook, port: Port) -> i32 {
-    match forward(ctx, port) {
-        Ok(verdict) => {
-            count(hook, Outcome::Fast);
-            verdict
-        }
-        Err(outcome) => {
-            count(hook, outcome);
-            TC_ACT_UNSPEC
-        }
-    }
+    verdict(hook, forward(ctx, port))
 }
 
 #[inline(always)]
 fn forward(ctx: &TcContext, port: Port) -> Result<i32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
     let mut skb = Skb::new(ctx, HEADERS);
-    let forward = egress::decide(&skb, &skb.meta(), port, &topology)?;
+    let forward = egress::decide(&skb, &skb.meta(), port, &topology, &Remembered)?;
     let config = topology.config();
+    if forward.permit.probe {
+        skb.probe(L3);
+    }
     let (written, verdict) = match forward.via {
         Via::Encap => {
             // The hash is the inner flow's only until the headers change.
@@ -68,10 +61,12 @@ fn forward(ctx: &TcContext, port: Port) -> Result<i32, Outcome> {
                 source: config.vtep_mac,
                 ethertype: ethernet::IPV4,
             };
+            skb.set_tag(Tag::Fast);
             let written = skb.write(0, ethernet) && skb.write(L3, forward.ip);
             (written, to_device(config.vtep_index))
         }
         Via::Direct => {
+            skb.set_tag(Tag::Fast);
             let written = skb.write(L3, forward.ip);
             (
                 written,

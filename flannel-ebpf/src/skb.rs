@@ -5,18 +5,23 @@
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode, bpf_redir_neigh,
+    BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, bpf_adj_room_mode, bpf_redir_neigh,
     bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_level, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_adjust_room, bpf_skb_pull_data,
+    bpf_clone_redirect, bpf_csum_level, bpf_get_hash_recalc, bpf_probe_read_kernel, bpf_redirect,
+    bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
-use flannel_common::decide::Meta;
+use flannel_common::decide::attest::PROBE_TTL;
+use flannel_common::decide::conntrack::{self, Tuples};
+use flannel_common::decide::{Meta, Tag};
 use flannel_common::outcome::Outcome;
+use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
+
+use crate::kernel;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -57,7 +62,67 @@ impl Skb {
             ifindex: raw.ifindex,
             vlan: raw.vlan_present != 0,
             to_us: raw.pkt_type == PACKET_HOST,
+            ingress_ifindex: raw.ingress_ifindex,
+            tag: Tag::from_index(raw.tc_index as u16),
         }
+    }
+
+    /// Notes something beside the packet.
+    #[inline(always)]
+    pub fn set_tag(&mut self, tag: Tag) {
+        // SAFETY: the verifier guarantees the context, and lets programs write this field.
+        unsafe { (*self.raw).tc_index = u32::from(tag.index()) };
+    }
+
+    /// Whether the bits of `mask` were set in the packet's mark; clears them.
+    #[inline(always)]
+    pub fn take_mark(&mut self, mask: u32) -> bool {
+        // SAFETY: as above.
+        let raw = unsafe { &mut *self.raw };
+        let marked = raw.mark & mask != 0;
+        if marked {
+            raw.mark &= !mask;
+        }
+        marked
+    }
+
+    /// Whether conntrack has assigned this very packet to a connection that attests its flow.
+    #[inline(always)]
+    pub fn attested_by_conntrack(&self) -> bool {
+        let mut entry = 0u64;
+        // The context is the kernel's `sk_buff` to the kernel's own reads.
+        if !read_kernel(&mut entry, self.raw as usize + kernel::nfct()) {
+            return false;
+        }
+        let info = (entry & conntrack::INFO_MASK) as u8;
+        let address = entry & !conntrack::INFO_MASK;
+        let mut status = 0u64;
+        let mut tuples = Tuples::default();
+        address != 0
+            && read_kernel(&mut status, (address + kernel::ct_status()) as usize)
+            && read_kernel(&mut tuples, (address + kernel::ct_tuples()) as usize)
+            && conntrack::attests(info, status, &tuples)
+    }
+
+    /// Sends a copy into the kernel's path, to be attested and dropped behind it. `offset` is that of the IPv4 header
+    /// that it is forwarded by. The packet itself is unchanged. Without memory no probe is sent.
+    #[inline(always)]
+    pub fn probe(&mut self, offset: usize) {
+        let Some(ip) = self.read::<Ipv4>(offset) else {
+            return;
+        };
+        if !self.write(offset, ip.with_ttl(PROBE_TTL)) {
+            return;
+        }
+        self.set_tag(Tag::Probe);
+        // SAFETY: the verifier guarantees the context.
+        unsafe {
+            let ifindex = (*self.raw).ifindex;
+            bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64);
+        }
+        self.set_tag(Tag::None);
+        // Cannot fail: the helper leaves as many bytes in the linear part as there were.
+        let _ = self.write(offset, ip);
     }
 
     /// The hash of its flow, as the kernel's own VXLAN device would use it.
@@ -155,6 +220,20 @@ impl Packet for Skb {
         // SAFETY: `pointer` checked the bounds, offsets are even and packet data starts at an even address.
         Some(unsafe { (pointer as *const T).read() })
     }
+}
+
+/// Reads kernel memory; `false`, with zeroes read, where there is none.
+#[inline(always)]
+fn read_kernel<T: Pod>(value: &mut T, address: usize) -> bool {
+    // SAFETY: the helper writes as many bytes as the value has, any of which make a valid one, and survives any address.
+    let result = unsafe {
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(value).cast(),
+            size_of::<T>() as u32,
+            address as *const core::ffi::c_void,
+        )
+    };
+    result == 0
 }
 
 /// The verdict that sends the packet to a neighbour, whose address the kernel resolves. Kernel 5.10 (commit

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::LazyLock,
+    time::Duration,
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -153,6 +154,12 @@ pub struct RunOptions {
     /// Which traffic BPF may carry; `subnet` only where pod-to-pod traffic meets no NAT and no network policy
     #[arg(long, value_enum, default_value = "off")]
     pub fast_path: FastPathMode,
+    /// How long a flow is fast before the kernel is asked again, at most
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = duration)]
+    pub fast_path_revalidate: Duration,
+    /// How much longer it stays fast without an answer
+    #[arg(long, default_value = "500ms", value_name = "TIME", value_parser = duration)]
+    pub fast_path_grace: Duration,
     /// Who encapsulates: BPF, or the VXLAN device after BPF has chosen the peer (`assist`)
     #[arg(long, value_enum, default_value = "auto")]
     pub fast_path_egress: fastpath::Egress,
@@ -233,6 +240,23 @@ pub struct CleanupOptions {
     pub status_socket: PathBuf,
 }
 
+/// Longest time that an option of the fast path may name: the BPF programs compare times, and flows that are never
+/// revalidated are not what anybody wants.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// A time such as `500ms` or `2s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; give a time such as 500ms or 2s"))?;
+    if time.is_zero() || time > LONGEST {
+        return Err(format!(
+            "must be more than 0s and at most {}s",
+            LONGEST.as_secs()
+        ));
+    }
+    Ok(time)
+}
+
 /// `--fast-path`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FastPathMode {
@@ -240,6 +264,8 @@ pub enum FastPathMode {
     Off,
     /// BPF carries what the topology allows.
     Subnet,
+    /// BPF carries flows that the kernel has passed: established, without NAT.
+    Flow,
 }
 
 impl From<FastPathMode> for fastpath::Mode {
@@ -247,6 +273,7 @@ impl From<FastPathMode> for fastpath::Mode {
         match mode {
             FastPathMode::Off => Self::Off,
             FastPathMode::Subnet => Self::Subnet,
+            FastPathMode::Flow => Self::Flow,
         }
     }
 }

@@ -7,11 +7,11 @@ use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
 use anyhow::{Context as _, bail};
 
-use super::args::CleanupOptions;
+use super::{args::CleanupOptions, run::liberal_state};
 use crate::{
     fastpath,
     kernel::{
-        apply,
+        apply, conntrack,
         diff::{LinkOp, Op, Ownership},
         netlink::Netlink,
         objects::{LinkKind, Observed},
@@ -58,6 +58,10 @@ pub fn run(options: &CleanupOptions) -> anyhow::Result<()> {
         .into_iter()
         .chain(rules::remove_nftables(options.dry_run))
     {
+        say(&what);
+    }
+    let state = liberal_state(&options.subnet_file);
+    if let Some(what) = conntrack::restore(&state, options.dry_run)? {
         say(&what);
     }
     for path in [&options.subnet_file, &options.status_socket] {

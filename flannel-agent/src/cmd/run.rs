@@ -1,6 +1,9 @@
 //! `flannel-agent run`: the daemon, from options to the reconcile loop.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use tokio::{
@@ -230,6 +233,11 @@ async fn agent(
         ingress: options.fast_path_ingress,
         attach: options.fast_path_attach,
         pod_hook: options.fast_path_pods,
+        attest: fastpath::Attest::Auto,
+        revalidate: options.fast_path_revalidate,
+        grace: options.fast_path_grace,
+        strict: false,
+        state_file: liberal_state(&options.subnet_file),
     });
     let (publish, to_publish) = watch::channel(attributes);
     let (lease_events, leases) = mpsc::channel(LEASE_EVENTS);
@@ -248,6 +256,12 @@ async fn agent(
     )
     .await
     .context("netlink events")
+}
+
+/// Where the former value of a host setting is noted that the fast path changes: beside the subnet file, which is a
+/// node's own as well.
+pub fn liberal_state(subnet_file: &Path) -> PathBuf {
+    subnet_file.with_file_name("tcp_be_liberal")
 }
 
 /// Answers status requests, from what is on the board, while start-up waits for something.

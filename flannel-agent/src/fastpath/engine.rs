@@ -6,16 +6,20 @@
 use std::fs;
 
 use aya::Ebpf;
-use flannel_common::maps::{Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_DECAP, LocalPod};
+use flannel_common::maps::{
+    Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, FLAG_TCP, LocalPod,
+};
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, vxlan};
 use tracing::{info, warn};
 
+use super::facts::Facts;
 use super::hooks::{Attach, Hooks};
 use super::pin::Pins;
-use super::tables::{Contents, Tables};
-use super::tier::{self, Egress, Ingress};
-use super::{AttachBy, Device, Error, Options, Pod, PodHook, Topology, object};
+use super::tables::{Contents, Tables, monotonic, nanoseconds};
+use super::tier::{self, Attest, Egress, Ingress};
+use super::{AttachBy, Device, Error, Mode, Options, Pod, PodHook, Topology, object};
+use crate::kernel::conntrack;
 use crate::status;
 
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -29,6 +33,11 @@ const TTL: u8 = 64;
 /// Programs, hooks and maps.
 pub struct Engine {
     options: Options,
+    facts: Facts,
+    /// Flows attested before are not believed: who knows what has happened since.
+    since: u64,
+    /// What keeps TCP on the kernel path.
+    strict: Option<Error>,
     /// Who encapsulates on this kernel.
     egress: Egress,
     /// Whether anything is encapsulated at all.
@@ -52,9 +61,14 @@ impl Engine {
         let object = object::bytes().ok_or(Error::NoObject)?;
         let pins = Pins::new(&options.pin_dir);
         pins.create()?;
-        let mut bpf = object::load(object, Some(&pins.maps())).map_err(|source| Error::Object {
-            source: Box::new(source),
-        })?;
+        let facts = Facts::ask(options.attest);
+        if options.mode == Mode::Flow && facts.attest() != Attest::Conntrack {
+            return Err(Error::NoAttestation);
+        }
+        let mut bpf =
+            object::load(object, &facts, Some(&pins.maps())).map_err(|source| Error::Object {
+                source: Box::new(source),
+            })?;
         tier::load_programs(&mut bpf)?;
         let egress = tier::egress(&mut bpf, options.egress);
         let tables = Tables::adopt(&mut bpf)?;
@@ -68,6 +82,9 @@ impl Engine {
         }
         Ok(Self {
             options,
+            facts,
+            since: nanoseconds(monotonic()),
+            strict: None,
             egress,
             tunnel: false,
             bpf,
@@ -114,20 +131,43 @@ impl Engine {
                 self.attach_first(hook, device)?;
             }
         }
+        let learns = self.options.mode == Mode::Flow;
+        let vtep = topology.vtep.as_ref().filter(|_| learns && tunnel);
+        let attesters: Vec<&Device> = vtep
+            .map(|vtep| &vtep.device)
+            .into_iter()
+            .chain((learns && direct).then_some(&topology.uplink))
+            .collect();
+        for device in &attesters {
+            self.hooks
+                .attach(&mut self.bpf, Hook::AttestOut, device.index, &device.name)?;
+        }
+        self.strict = if learns {
+            conntrack::be_liberal(&self.options.state_file)
+                .err()
+                .map(|source| Error::Strict { source })
+        } else {
+            None
+        };
         let mut contents = Contents {
             config: self.config(topology),
             ..Contents::default()
         };
         contents.set_peers(&topology.peers, topology.subnet.prefix_len());
         self.attach_pods(topology, &mut contents);
-        if let Err(error) = self.tables.sync(&contents) {
+        self.tables.beat(monotonic())?;
+        if let Err(error) = self.tables.sync(contents) {
             self.trouble = Some(error);
         }
+        let attesters: Vec<u32> = attesters.iter().map(|device| device.index).collect();
+        self.hooks.prune(Hook::AttestOut, &attesters)?;
         for (hook, device) in receivers {
             let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();
             self.hooks.prune(hook, &wanted)?;
         }
         let ports: Vec<u32> = topology.pods.iter().map(|pod| pod.host_index).collect();
+        self.hooks
+            .prune(Hook::AttestIn, if learns { &ports } else { &[] })?;
         let on_bridge = self.options.pod_hook == PodHook::Bridge;
         self.hooks
             .prune(Hook::PodEgress, if on_bridge { &[] } else { &ports })
@@ -158,6 +198,17 @@ impl Engine {
         self.pods.clear();
         let mut without_hook = Vec::new();
         for pod in &topology.pods {
+            if self.options.mode == Mode::Flow
+                && let Err(error) = self.hooks.attach(
+                    &mut self.bpf,
+                    Hook::AttestIn,
+                    pod.host_index,
+                    &pod.host_name,
+                )
+            {
+                self.list(pod, Some(error.to_string()));
+                continue;
+            }
             let result = match self.options.pod_hook {
                 PodHook::Bridge => Err(None),
                 PodHook::Auto => self
@@ -206,7 +257,8 @@ impl Engine {
 
     /// Attaches the hook at the bridge, where that is cheaper than the kernel's path.
     fn attach_bridge(&mut self, bridge: &Device) -> Result<(), String> {
-        let forced = self.options.pod_hook == PodHook::Bridge;
+        // A flow that is permitted has its connection confirmed, so that nothing is thrown away at the bridge.
+        let forced = self.options.pod_hook == PodHook::Bridge || self.options.mode == Mode::Flow;
         if !forced && fs::read_to_string(BRIDGE_NETFILTER).is_ok_and(|value| value.trim() != "0") {
             return Err(
                 "not at the bridge either: net.bridge.bridge-nf-call-iptables makes that slower"
@@ -258,6 +310,20 @@ impl Engine {
             outer_ttl: number(DEFAULT_TTL).unwrap_or(TTL),
             ..Config::default()
         };
+        if self.options.mode == Mode::Flow {
+            let revalidate = conntrack::revalidation(self.options.revalidate);
+            config.flags |= FLAG_FLOWS;
+            config.since = self.since;
+            config.revalidate_after = nanoseconds(revalidate);
+            config.stale_after = nanoseconds(revalidate + self.options.grace);
+            config.bridge_index = bridge.map_or(0, |bridge| bridge.index);
+            if self.strict.is_none() {
+                config.flags |= FLAG_TCP;
+            }
+        }
+        if self.options.strict {
+            config.flags |= FLAG_STRICT;
+        }
         if let Some(vtep) = &topology.vtep {
             config.vtep_index = vtep.device.index;
             config.vtep_mac = vtep.device.mac;
@@ -278,7 +344,15 @@ impl Engine {
     /// Fills in what the status shows of a loaded fast path.
     pub fn report(&self, status: &mut status::FastPath) {
         status.active = self.failure.is_none();
-        let problem = self.failure.as_ref().or(self.trouble.as_ref());
+        let problem = self
+            .failure
+            .as_ref()
+            .or(self.trouble.as_ref())
+            .or(self.strict.as_ref());
+        if self.options.mode == Mode::Flow {
+            status.attestation = Some(self.facts.attest().name().into());
+            status.flows = self.tables.flows().ok();
+        }
         status.reason = problem.map(ToString::to_string);
         status.remedy = problem.map(|error| error.remedy().to_owned());
         status.attach = Some(self.hooks.kind().name().into());

@@ -62,6 +62,15 @@ pub enum Error {
         /// The whole chain of causes.
         reason: String,
     },
+    /// Nothing can tell which packets the kernel has passed.
+    #[error("this kernel does not let BPF programs read conntrack entries")]
+    NoAttestation,
+    /// TCP must not be fast.
+    #[error("TCP is not fast: {source}")]
+    Strict {
+        /// Why conntrack stays strict.
+        source: crate::kernel::conntrack::Error,
+    },
     /// A map could not be read or written.
     #[error("map {map}: {}", chain(source))]
     Map {
@@ -88,6 +97,12 @@ impl Error {
             }
             Self::Attach { .. } => {
                 "see the reason; the agent tries again at the next change and every few seconds"
+            }
+            Self::NoAttestation => {
+                "give the agent CAP_PERFMON on a kernel with /sys/kernel/btf, or set --fast-path=subnet where pod-to-pod traffic meets no NAT and no policy"
+            }
+            Self::Strict { .. } => {
+                "set net.netfilter.nf_conntrack_tcp_be_liberal = 1 on the host, or let the agent write /proc/sys"
             }
             Self::Map { .. } => "see the reason; the kernel path carries what the map lacks",
         }

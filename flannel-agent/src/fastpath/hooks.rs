@@ -155,7 +155,7 @@ impl Hooks {
     ) -> Result<(), Error> {
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program
-            .attach_with_options(device, TcAttachType::Ingress, options)
+            .attach_with_options(device, side(name), options)
             .map_err(|error| error.at(name, device))?;
         let link = program
             .take_link(id)
@@ -183,7 +183,7 @@ impl Hooks {
         detach_filter(device, name).map_err(|error| error.at(name, device))?;
         let options = TcAttachOptions::Netlink(NlOptions::default());
         let id = program
-            .attach_with_options(device, TcAttachType::Ingress, options)
+            .attach_with_options(device, side(name), options)
             .map_err(|error| error.at(name, device))?;
         // Dropping the link would detach the filter, which has to outlive this process.
         std::mem::forget(
@@ -310,9 +310,19 @@ pub fn remove_pin(path: &std::path::Path) -> Result<(), Error> {
 }
 
 fn detach_filter(device: &str, program: &str) -> Result<(), TcError> {
-    match qdisc_detach_program(device, TcAttachType::Ingress, program) {
+    match qdisc_detach_program(device, side(program), program) {
         Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// Where a program sits: those that learn behind the kernel's forwarding, all others in front of it.
+fn side(program: &str) -> TcAttachType {
+    let attests = |hook: Hook| hook.name() == program;
+    if Hook::ATTESTING.into_iter().any(attests) {
+        TcAttachType::Egress
+    } else {
+        TcAttachType::Ingress
     }
 }
 

@@ -3,8 +3,10 @@
 //! The only code that touches BPF. It is a cache in front of the kernel path: whatever fails here costs speed, never
 //! packets, so no error leaves this module except as a reason in the status.
 
+mod btf;
 mod engine;
 mod error;
+pub mod facts;
 mod hooks;
 pub mod object;
 mod pin;
@@ -16,9 +18,10 @@ mod tier;
 mod topology;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use error::Error;
-pub use tier::{Egress, Ingress};
+pub use tier::{Attest, Egress, Ingress};
 pub use topology::{Device, PeerRoute, Pod, Topology, Vtep};
 use tracing::{info, warn};
 
@@ -33,6 +36,8 @@ pub enum Mode {
     Off,
     /// All that the topology allows, for clusters with no NAT and no policy on pod-to-pod traffic.
     Subnet,
+    /// Flows that the kernel has attested: established, not translated, passed by every chain.
+    Flow,
 }
 
 impl Mode {
@@ -41,6 +46,7 @@ impl Mode {
         match self {
             Self::Off => "off",
             Self::Subnet => "subnet",
+            Self::Flow => "flow",
         }
     }
 }
@@ -82,6 +88,16 @@ pub struct Options {
     pub attach: AttachBy,
     /// Where packets of pods are taken up.
     pub pod_hook: PodHook,
+    /// Who attests flows.
+    pub attest: Attest,
+    /// Age of an attestation from which a flow is probed.
+    pub revalidate: Duration,
+    /// How much longer it stays fast without an answer.
+    pub grace: Duration,
+    /// Whether packets with a source address that is not their sender's are dropped.
+    pub strict: bool,
+    /// Where the former value of a host setting is noted that the fast path changes.
+    pub state_file: PathBuf,
 }
 
 /// The running fast path.
@@ -103,7 +119,7 @@ impl FastPath {
         let pin_dir = options.pin_dir.clone();
         let state = match mode {
             Mode::Off => State::Off,
-            Mode::Subnet => match Engine::load(options) {
+            Mode::Subnet | Mode::Flow => match Engine::load(options) {
                 Ok(engine) => State::Loaded(Box::new(engine)),
                 Err(error) => State::Unavailable(error),
             },

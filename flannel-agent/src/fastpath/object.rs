@@ -4,11 +4,14 @@ use std::path::Path;
 
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::facts::Facts;
+
 /// Maps that outlive the agent, under the names that `flannel-ebpf` gives them.
-pub const MAPS: [&str; 6] = [
+pub const MAPS: [&str; 7] = [
     "CONFIG",
-    "CONFIG_SLOT",
+    "CONTROL",
     "COUNTERS",
+    "FLOWS",
     "PODS",
     "SUBNETS",
     "SUBNETS_LPM",
@@ -28,12 +31,18 @@ pub fn bytes() -> Option<&'static [u8]> {
 }
 
 /// Creates the maps, or opens those pinned in `maps` by an earlier run, and reads the programs without loading them
-/// into the kernel. Without a directory the maps are private to the result: for tests.
+/// into the kernel, with the facts that they are to know. Without a directory the maps are private to the result: for
+/// tests.
 ///
 /// # Errors
 /// When the kernel refuses a map, or a pin cannot be written.
-pub fn load(object: &[u8], maps: Option<&Path>) -> Result<Ebpf, EbpfError> {
+pub fn load(object: &[u8], facts: &Facts, maps: Option<&Path>) -> Result<Ebpf, EbpfError> {
     let mut loader = EbpfLoader::new();
+    loader
+        .override_global("COARSE_CLOCK", &facts.coarse_clock, true)
+        .override_global("NFCT", &facts.nfct, true)
+        .override_global("CT_STATUS", &facts.ct_status, true)
+        .override_global("CT_TUPLES", &facts.ct_tuples, true);
     if let Some(directory) = maps {
         for name in MAPS {
             loader.map_pin_path(name, directory.join(name));

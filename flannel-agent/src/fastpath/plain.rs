@@ -1,6 +1,7 @@
 //! Map types of `flannel_common` as map types of aya.
 
-use flannel_common::maps::{Config, LocalPod, Peer};
+use flannel_common::flow::{Flow, FlowKey};
+use flannel_common::maps::{Config, Control, LocalPod, Peer};
 use flannel_common::wire::Be32;
 
 /// A value that is its bytes.
@@ -21,4 +22,4 @@ macro_rules! plain {
     };
 }
 
-plain!(Be32, Config, LocalPod, Peer);
+plain!(Be32, Config, Control, Flow, FlowKey, LocalPod, Peer);

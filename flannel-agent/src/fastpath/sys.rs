@@ -2,9 +2,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use bytemuck::Pod;
 
 /// `BPF_OBJ_GET` of include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -25,17 +27,45 @@ struct LinkDetach {
     link_fd: u32,
 }
 
+/// `BPF_MAP_LOOKUP_BATCH` of include/uapi/linux/bpf.h, kernel 5.6 (commit 057996380a42).
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// Entries that one call brings at most.
+const BATCH: usize = 4096;
+
+/// The members of `union bpf_attr` that `BPF_MAP_LOOKUP_BATCH` reads.
+#[repr(C)]
+struct LookupBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
 /// Calls `bpf(2)`.
 ///
 /// # Safety
 /// `T` must be laid out as the kernel expects for `command`, and pointers in it must be valid for the call.
-unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes, which is the value; the rest is the caller's promise.
+unsafe fn bpf<T>(command: libc::c_long, mut attributes: T) -> io::Result<libc::c_long> {
+    // SAFETY: the caller's promise.
+    unsafe { bpf_mut(command, &mut attributes) }
+}
+
+/// As [`bpf`], for commands that answer in their attributes.
+///
+/// # Safety
+/// As for [`bpf`].
+unsafe fn bpf_mut<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads and writes `size_of::<T>()` bytes, which is the value; the rest is the caller's promise.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            std::ptr::from_ref(attributes),
+            std::ptr::from_mut(attributes),
             size_of::<T>(),
         )
     };
@@ -59,16 +89,55 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
         file_flags: 0,
     };
     // SAFETY: `ObjGet` is the layout that BPF_OBJ_GET reads, and `name` lives until the call returns.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &get)? };
+    let fd = unsafe { bpf(BPF_OBJ_GET, get)? };
     // SAFETY: the call returned a new descriptor that nobody else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let detach = LinkDetach {
         link_fd: fd.as_raw_fd() as u32,
     };
     // SAFETY: `LinkDetach` is the layout that BPF_LINK_DETACH reads; it holds no pointer.
-    match unsafe { bpf(BPF_LINK_DETACH, &detach) } {
+    match unsafe { bpf(BPF_LINK_DETACH, detach) } {
         Ok(_) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Counts the entries of a hash map with these keys and values. Entries that come and go meanwhile may be missed or
+/// counted twice.
+///
+/// # Errors
+/// What the kernel says.
+pub fn count_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut keys = vec![K::zeroed(); BATCH];
+    let mut values = vec![V::zeroed(); BATCH];
+    let mut position = [0u64; 2];
+    let mut started = false;
+    let mut total = 0;
+    loop {
+        let mut next = [0u64; 2];
+        let mut batch = LookupBatch {
+            in_batch: if started { position.as_ptr() as u64 } else { 0 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the layout is what the command reads, `keys` and `values` have room for `count` entries of the map's
+        // sizes (the caller's types), and a position takes four bytes.
+        let result = unsafe { bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut batch) };
+        match result {
+            Ok(_) => total += u64::from(batch.count),
+            // The end, with the last entries.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(total + u64::from(batch.count));
+            }
+            Err(error) => return Err(error),
+        }
+        position = next;
+        started = true;
     }
 }

@@ -97,6 +97,11 @@ impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
         Ok(Self { name, map, mirror })
     }
 
+    /// The entry of `key` as it was written.
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.mirror.get(key)
+    }
+
     /// Removes what is not wanted. An entry that is gone already is as it should be.
     ///
     /// # Errors

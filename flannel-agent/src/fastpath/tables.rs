@@ -1,18 +1,26 @@
 //! The maps as a whole: what a topology puts into them, and in which order.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use flannel_common::maps::{CONFIG_SLOTS, Config, FLAG_ACTIVE, FLAG_OTHER_LENGTHS, LocalPod, Peer};
+use flannel_common::flow::{Flow, FlowKey};
+use flannel_common::maps::{
+    CONFIG_SLOTS, Config, Control, FLAG_ACTIVE, FLAG_OTHER_LENGTHS, LocalPod, Peer,
+};
 use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
 use ipnet::Ipv4Net;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::Error;
 use super::plain::Plain;
+use super::sys;
 use super::table::Table;
 use super::topology::PeerRoute;
 use crate::status::Counters;
@@ -20,13 +28,18 @@ use crate::status::Counters;
 type Hash<V> = HashMap<MapData, Plain<Be32>, Plain<V>>;
 type Trie<V> = LpmTrie<MapData, Plain<Be32>, Plain<V>>;
 
+/// How long programs act without a sign of life of the agent: upgrades and crash loops take minutes, and what they know
+/// stays true for longer.
+const HEARTBEAT: Duration = Duration::from_secs(600);
+
 /// All maps.
 pub struct Tables {
-    slot: Array<MapData, u32>,
+    control: Array<MapData, Plain<Control>>,
     config: Array<MapData, Plain<Config>>,
     subnets: Table<Hash<Peer>, Ipv4Addr, Peer>,
     other_lengths: Table<Trie<Peer>, Ipv4Net, Peer>,
     pods: Table<Hash<LocalPod>, Ipv4Addr, LocalPod>,
+    flows: MapData,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -80,11 +93,15 @@ impl Tables {
     /// [`Error::Missing`] or [`Error::Map`].
     pub fn adopt(bpf: &mut Ebpf) -> Result<Self, Error> {
         Ok(Self {
-            slot: take(bpf, "CONFIG_SLOT")?,
+            control: take(bpf, "CONTROL")?,
             config: take(bpf, "CONFIG")?,
             subnets: Table::adopt("SUBNETS", take(bpf, "SUBNETS")?)?,
             other_lengths: Table::adopt("SUBNETS_LPM", take(bpf, "SUBNETS_LPM")?)?,
             pods: Table::adopt("PODS", take(bpf, "PODS")?)?,
+            flows: match bpf.take_map("FLOWS") {
+                Some(Map::LruHashMap(data)) => data,
+                _ => return Err(Error::Missing { name: "FLOWS" }),
+            },
             counters: take(bpf, "COUNTERS")?,
         })
     }
@@ -94,7 +111,9 @@ impl Tables {
     ///
     /// # Errors
     /// [`Error::Map`] for the last entry that failed; all are tried.
-    pub fn sync(&mut self, contents: &Contents) -> Result<(), Error> {
+    pub fn sync(&mut self, mut contents: Contents) -> Result<(), Error> {
+        self.date(&mut contents);
+        let contents = &contents;
         let mut config = contents.config;
         if !contents.other_lengths.is_empty() {
             config.flags |= FLAG_OTHER_LENGTHS;
@@ -121,6 +140,38 @@ impl Tables {
         results.into_iter().collect()
     }
 
+    /// Tells programs that the agent is alive, and so when they may stop believing it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn beat(&mut self, now: Duration) -> Result<(), Error> {
+        let mut control = self.control()?;
+        control.expires = nanoseconds(now + HEARTBEAT);
+        self.set_control(control)
+    }
+
+    /// Gives entries that stay as they are the time of those that are there, and all others the present.
+    fn date(&self, contents: &mut Contents) {
+        let now = nanoseconds(monotonic());
+        let date_peer = |old: Option<&Peer>, new: &mut Peer| {
+            let since = old.map_or(now, |old| old.since);
+            let same = old == Some(&Peer { since, ..*new });
+            new.since = if same { since } else { now };
+        };
+        for (subnet, peer) in &mut contents.subnets {
+            date_peer(self.subnets.get(subnet), peer);
+        }
+        for (subnet, peer) in &mut contents.other_lengths {
+            date_peer(self.other_lengths.get(subnet), peer);
+        }
+        for (address, pod) in &mut contents.pods {
+            let old = self.pods.get(address);
+            let since = old.map_or(now, |old| old.since);
+            let same = old == Some(&LocalPod { since, ..*pod });
+            pod.since = if same { since } else { now };
+        }
+    }
+
     /// Tells the programs to leave everything to the kernel.
     ///
     /// # Errors
@@ -133,11 +184,16 @@ impl Tables {
         })
     }
 
+    /// How many flows are remembered.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn flows(&self) -> io::Result<u64> {
+        sys::count_entries::<FlowKey, Flow>(self.flows.fd().as_fd())
+    }
+
     fn current(&self) -> Result<Config, Error> {
-        let slot = self
-            .slot
-            .get(&0, 0)
-            .map_err(|source| map_error("CONFIG_SLOT", source))?;
+        let slot = self.control()?.slot;
         let config = self
             .config
             .get(&slot, 0)
@@ -146,17 +202,26 @@ impl Tables {
     }
 
     fn set_config(&mut self, config: Config) -> Result<(), Error> {
-        let slot = self
-            .slot
-            .get(&0, 0)
-            .map_err(|source| map_error("CONFIG_SLOT", source))?;
-        let other = (slot + 1) % CONFIG_SLOTS;
+        let mut control = self.control()?;
+        control.slot = (control.slot + 1) % CONFIG_SLOTS;
         self.config
-            .set(other, Plain(config), 0)
+            .set(control.slot, Plain(config), 0)
             .map_err(|source| map_error("CONFIG", source))?;
-        self.slot
-            .set(0, other, 0)
-            .map_err(|source| map_error("CONFIG_SLOT", source))
+        self.set_control(control)
+    }
+
+    fn control(&self) -> Result<Control, Error> {
+        let control = self
+            .control
+            .get(&0, 0)
+            .map_err(|source| map_error("CONTROL", source))?;
+        Ok(control.0)
+    }
+
+    fn set_control(&mut self, control: Control) -> Result<(), Error> {
+        self.control
+            .set(0, Plain(control), 0)
+            .map_err(|source| map_error("CONTROL", source))
     }
 
     /// The counters, summed over the CPUs.
@@ -180,9 +245,12 @@ impl Tables {
                         counters.fast_ingress += packets
                     }
                     _ if packets > 0 => {
-                        counters
-                            .declined
-                            .insert(format!("{}/{}", hook.name(), outcome.name()), packets);
+                        let counters = if Hook::ATTESTING.contains(&hook) {
+                            &mut counters.attest
+                        } else {
+                            &mut counters.declined
+                        };
+                        counters.insert(format!("{}/{}", hook.name(), outcome.name()), packets);
                     }
                     _ => {}
                 }
@@ -190,6 +258,20 @@ impl Tables {
         }
         Ok(counters)
     }
+}
+
+/// The present, on the clock of the maps' times.
+pub fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or_default(),
+        u32::try_from(now.tv_nsec).unwrap_or_default(),
+    )
+}
+
+/// A duration as the maps hold it.
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn map_error(map: &'static str, source: aya::maps::MapError) -> Error {

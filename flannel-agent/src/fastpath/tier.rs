@@ -31,6 +31,29 @@ pub enum Egress {
     Assist,
 }
 
+/// Who says that the kernel has passed a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Attest {
+    /// Conntrack if programs can read it, else the mark.
+    #[default]
+    Auto,
+    /// The connection that conntrack has assigned the packet to, read from the packet.
+    Conntrack,
+    /// A bit of the packet's mark, which a rule behind source NAT sets.
+    Mark,
+}
+
+impl Attest {
+    /// The name that the status uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Conntrack => "conntrack",
+            Self::Mark => "mark",
+        }
+    }
+}
+
 /// Where packets from other nodes are taken up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Ingress {

@@ -9,9 +9,11 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, TestRunOptions};
 use bytemuck::{Pod, Zeroable, bytes_of};
-use flannel_agent::fastpath::object;
+use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
-use flannel_common::maps::{CONFIG_SLOTS, Config, LocalPod, Peer};
+use flannel_agent::fastpath::{Attest, object};
+use flannel_common::decide::Topology as _;
+use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, Peer};
 use flannel_common::outcome::SLOTS;
 use flannel_common::testing::fixtures::Fixture;
 use flannel_common::testing::node::{DEVICES, Tables};
@@ -57,7 +59,7 @@ pub struct Kernel {
     bpf: Ebpf,
     maps: BTreeSet<String>,
     slot: u32,
-    config_slot: Array<MapData, u32>,
+    control: Array<MapData, Plain<Control>>,
     config: Array<MapData, Plain<Config>>,
     subnets: HashMap<MapData, Plain<Be32>, Plain<Peer>>,
     subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
@@ -69,7 +71,8 @@ pub struct Kernel {
 impl Kernel {
     /// Loads every program of the object.
     pub fn load(bytes: &[u8]) -> Result<Self> {
-        let mut bpf = object::load(bytes, None).context("creating maps")?;
+        let mut bpf =
+            object::load(bytes, &Facts::ask(Attest::Auto), None).context("creating maps")?;
         for (name, program) in bpf.programs_mut() {
             let program: &mut SchedClassifier = program
                 .try_into()
@@ -78,12 +81,17 @@ impl Kernel {
                 .load()
                 .with_context(|| format!("loading program {name}"))?;
         }
-        let maps = bpf.maps().map(|(name, _)| name.to_owned()).collect();
+        // Global variables are a map too, but not one of ours.
+        let maps = bpf
+            .maps()
+            .filter(|(name, _)| !name.starts_with('.'))
+            .map(|(name, _)| name.to_owned())
+            .collect();
         let mut map = |name: &str| bpf.take_map(name).with_context(|| format!("no map {name}"));
         Ok(Self {
             maps,
             slot: 0,
-            config_slot: map("CONFIG_SLOT")?.try_into()?,
+            control: map("CONTROL")?.try_into()?,
             config: map("CONFIG")?.try_into()?,
             subnets: map("SUBNETS")?.try_into()?,
             subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
@@ -110,9 +118,12 @@ impl Kernel {
         self.config
             .set(self.slot, Plain(tables.config), 0)
             .context("CONFIG")?;
-        self.config_slot
-            .set(0, self.slot, 0)
-            .context("CONFIG_SLOT")?;
+        let control = Control {
+            slot: self.slot,
+            expires: tables.expires(),
+            ..Control::default()
+        };
+        self.control.set(0, Plain(control), 0).context("CONTROL")?;
         replace(&mut self.subnets, &tables.subnets).context("SUBNETS")?;
         replace(&mut self.pods, &tables.pods).context("PODS")?;
         let old: Vec<_> = self

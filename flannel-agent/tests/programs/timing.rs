@@ -62,12 +62,16 @@ fn rows() -> Vec<Fixture> {
         ]
         .as_slice(),
         Hook::VtepIngress => ["udp", "switched off", "from the outside"].as_slice(),
+        Hook::AttestIn | Hook::AttestOut => &[],
     };
     let rows: Vec<_> = fixtures::all()
         .into_iter()
         .filter(|fixture| names(fixture.hook).contains(&fixture.name))
         .collect();
-    let expected: usize = Hook::ALL.into_iter().map(|hook| names(hook).len()).sum();
+    let expected: usize = Hook::FORWARDING
+        .into_iter()
+        .map(|hook| names(hook).len())
+        .sum();
     assert_eq!(rows.len(), expected, "a name is that of a fixture");
     rows
 }

@@ -1,9 +1,13 @@
 //! From a pod of this node towards another node.
 
+use super::permit::{Permit, Terms, permit};
+use super::transport::Transport;
 use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
-use crate::maps::{FLAG_ASSIST, Peer};
+use crate::flow::{FlowKey, Flows, Leg};
+use crate::maps::{FLAG_ASSIST, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
 use crate::outcome::Outcome;
-use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::udp::Udp;
 use crate::wire::{Packet, vxlan};
 
 /// Where the source address of a packet is checked.
@@ -35,6 +39,8 @@ pub struct Forward<'a> {
     pub peer: &'a Peer,
     /// Its IPv4 header, one hop further.
     pub ip: Ipv4,
+    /// Whether the kernel is asked again meanwhile.
+    pub permit: Permit,
 }
 
 /// Decides about a packet that a pod sent.
@@ -42,23 +48,30 @@ pub struct Forward<'a> {
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn decide<'a, P: Packet + ?Sized, T: Topology>(
+pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
     meta: &Meta,
     port: Port,
     topology: &'a T,
+    flows: &F,
 ) -> Result<Forward<'a>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, config)?;
+    let ethernet = frame(packet, meta, topology, flows)?;
+    if config.flags & FLAG_STRICT != 0 {
+        strict(packet, meta, port, topology)?;
+    }
     if ethernet.destination != config.bridge_mac {
         return Err(Outcome::NotRouted);
     }
     let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
-    let peer = topology.peer(ip.destination).ok_or(Outcome::NoPeer)?;
-    let pod = topology.pod(ip.source).ok_or(Outcome::PodSource)?;
-    if port == Port::Pod && pod.host_index != meta.ifindex {
-        return Err(Outcome::PodSource);
-    }
+    let Some(peer) = topology.peer(ip.destination) else {
+        return Err(if is_vxlan(packet, &ip, topology) {
+            Outcome::PodVxlan
+        } else {
+            Outcome::NoPeer
+        });
+    };
+    let pod = own(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
     let (via, mtu) = match (peer.is_direct(), config.flags & FLAG_ASSIST != 0) {
         (true, _) => (Via::Direct, config.direct_mtu),
         (false, false) => (Via::Encap, config.tunnel_mtu),
@@ -69,6 +82,74 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology>(
     if via == Via::Encap && ip.total_len.get() > u16::MAX - vxlan::OVERHEAD as u16 {
         return Err(Outcome::Mtu);
     }
+    let permit = if config.flags & FLAG_FLOWS == 0 {
+        Permit::default()
+    } else {
+        let transport = Transport::read(packet, L3, &ip)?;
+        let key = FlowKey {
+            pod: ip.source,
+            remote: ip.destination,
+            pod_port: transport.source,
+            remote_port: transport.destination,
+            protocol: ip.protocol,
+            reserved: [0; 3],
+        };
+        let terms = Terms {
+            config,
+            since: pod.since.max(peer.since),
+            kernel_queues: false,
+        };
+        permit(flows, &key, Leg::Out, &transport, &terms)?
+    };
     ip.decrement_ttl();
-    Ok(Forward { via, peer, ip })
+    Ok(Forward {
+        via,
+        peer,
+        ip,
+        permit,
+    })
+}
+
+/// The pod that the packet comes from, if its source address is that pod's.
+#[inline(always)]
+fn own<'a, T: Topology>(
+    ip: &Ipv4,
+    meta: &Meta,
+    port: Port,
+    topology: &'a T,
+) -> Option<&'a LocalPod> {
+    let pod = topology.pod(ip.source)?;
+    (port == Port::Bridge || pod.host_index == meta.ifindex).then_some(pod)
+}
+
+/// Whether the packet is VXLAN towards a node: from a pod it would be masqueraded, and so arrive from a trusted VTEP.
+#[inline(always)]
+fn is_vxlan<P: Packet + ?Sized, T: Topology>(packet: &P, ip: &Ipv4, topology: &T) -> bool {
+    ip.protocol == ipv4::UDP
+        && packet
+            .read::<Udp>(L3 + ipv4::LEN)
+            .is_some_and(|udp| udp.destination == topology.config().vxlan_port)
+        && topology.pod(ip.destination).is_none()
+}
+
+/// What strict source checks drop, of whatever protocol, fragmented or not.
+///
+/// # Errors
+/// The reason to drop it.
+#[inline(always)]
+fn strict<P: Packet + ?Sized, T: Topology>(
+    packet: &P,
+    meta: &Meta,
+    port: Port,
+    topology: &T,
+) -> Result<(), Outcome> {
+    let ip: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if own(&ip, meta, port, topology).is_none() {
+        return Err(Outcome::DropPodSource);
+    }
+    let whole_header = ip.version_ihl == ipv4::VERSION_IHL && !ip.is_later_fragment();
+    if whole_header && is_vxlan(packet, &ip, topology) && topology.peer(ip.destination).is_none() {
+        return Err(Outcome::DropPodVxlan);
+    }
+    Ok(())
 }

@@ -1,7 +1,10 @@
 //! From another node to a pod of this one.
 
+use super::permit::{Permit, Terms, permit};
+use super::transport::Transport;
 use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
-use crate::maps::{FLAG_DECAP, LocalPod};
+use crate::flow::{FlowKey, Flows, Leg};
+use crate::maps::{FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
 use crate::wire::ethernet::{self, Ethernet};
@@ -18,6 +21,16 @@ pub struct Deliver<'a> {
     pub tunnelled: bool,
     /// Its IPv4 header, one hop further.
     pub ip: Ipv4,
+    /// How it is carried.
+    pub permit: Permit,
+}
+
+impl Deliver<'_> {
+    /// Offset in bytes of the IPv4 header that it is forwarded by, before anything is taken off the packet.
+    #[inline(always)]
+    pub const fn offset(&self) -> usize {
+        if self.tunnelled { INNER_L3 } else { L3 }
+    }
 }
 
 /// Offsets in bytes of what VXLAN puts in front of the inner packet.
@@ -31,13 +44,14 @@ const INNER_L3: usize = INNER_ETHERNET + ethernet::LEN;
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn from_wire<'a, P: Packet + ?Sized, T: Topology>(
+pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
     meta: &Meta,
     topology: &'a T,
+    flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    frame(packet, meta, config)?;
+    frame(packet, meta, topology, flows)?;
     if !meta.to_us {
         return Err(Outcome::NotRouted);
     }
@@ -46,7 +60,7 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology>(
         if config.flags & FLAG_DECAP == 0 {
             return Err(Outcome::NoPod);
         }
-        return tunnelled(packet, meta, topology, &outer);
+        return tunnelled(packet, meta, topology, flows, &outer);
     }
     let pod = topology.pod(outer.destination).ok_or(Outcome::NoPod)?;
     // A network card pads short frames: the bytes after the packet are none of its own. A length that does not cover
@@ -57,27 +71,28 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology>(
     }
     let len = meta.len.wrapping_sub(L3 as u32).min(total_len);
     let mut ip = forwardable(packet, L3, len)?;
-    if !topology
+    let peer = topology
         .peer(ip.source)
-        .is_some_and(|peer| peer.is_direct())
-    {
-        return Err(Outcome::PeerSource);
-    }
+        .filter(|peer| peer.is_direct())
+        .ok_or(Outcome::PeerSource)?;
     check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
+    let permit = permitted(packet, L3, &ip, pod, peer, topology, flows, false)?;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: false,
         ip,
+        permit,
     })
 }
 
 /// A packet to this node's address, which may be VXLAN.
 #[inline(always)]
-fn tunnelled<'a, P: Packet + ?Sized, T: Topology>(
+fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
     meta: &Meta,
     topology: &'a T,
+    flows: &F,
     outer: &Ipv4,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
@@ -111,14 +126,20 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology>(
     {
         return Err(Outcome::Malformed);
     }
+    let peer_of = |ip: &Ipv4| {
+        topology
+            .peer(ip.source)
+            .filter(|peer| peer.node_ip == { outer.source })
+    };
+    if config.flags & FLAG_STRICT != 0 {
+        let ip: Ipv4 = packet.read(INNER_L3).ok_or(Outcome::Malformed)?;
+        if peer_of(&ip).is_none() {
+            return Err(Outcome::DropPeerSource);
+        }
+    }
     let mut ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    if !topology
-        .peer(ip.source)
-        .is_some_and(|peer| peer.node_ip == { outer.source })
-    {
-        return Err(Outcome::PeerSource);
-    }
+    let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
     // An inner datagram without a checksum is covered by the outer one alone, which only the kernel verifies.
     if ip.protocol == ipv4::UDP && udp.checksum.raw() != 0 {
         let inner_udp: Udp = packet
@@ -129,14 +150,18 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology>(
         }
     }
     check_mtu(packet, INNER_L3, &ip, meta.gso_size, config.pod_mtu)?;
-    if !ip.merge_outer_ecn(outer.tos) {
+    let mut merged = ip;
+    if !merged.merge_outer_ecn(outer.tos) {
         return Err(Outcome::Ecn);
     }
+    let permit = permitted(packet, INNER_L3, &ip, pod, peer, topology, flows, true)?;
+    ip = merged;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: true,
         ip,
+        permit,
     })
 }
 
@@ -145,26 +170,64 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology>(
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology>(
+pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
     meta: &Meta,
     topology: &'a T,
+    flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, config)?;
+    let ethernet = frame(packet, meta, topology, flows)?;
     if ethernet.destination != config.vtep_mac {
         return Err(Outcome::NotRouted);
     }
     let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    if topology.peer(ip.source).is_none() {
-        return Err(Outcome::PeerSource);
-    }
+    let peer = topology.peer(ip.source).ok_or(Outcome::PeerSource)?;
     check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
+    let permit = permitted(packet, L3, &ip, pod, peer, topology, flows, false)?;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: false,
         ip,
+        permit,
     })
+}
+
+/// Asks whether the kernel permits the flow of the packet whose IPv4 header is at `offset`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "in BPF a structure of them would cost a copy on the stack"
+)]
+#[inline(always)]
+fn permitted<P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    offset: usize,
+    ip: &Ipv4,
+    pod: &LocalPod,
+    peer: &Peer,
+    topology: &T,
+    flows: &F,
+    kernel_queues: bool,
+) -> Result<Permit, Outcome> {
+    let config = topology.config();
+    if config.flags & FLAG_FLOWS == 0 {
+        return Ok(Permit::default());
+    }
+    let transport = Transport::read(packet, offset, ip)?;
+    let key = FlowKey {
+        pod: ip.destination,
+        remote: ip.source,
+        pod_port: transport.destination,
+        remote_port: transport.source,
+        protocol: ip.protocol,
+        reserved: [0; 3],
+    };
+    let terms = Terms {
+        config,
+        since: pod.since.max(peer.since),
+        kernel_queues,
+    };
+    permit(flows, &key, Leg::In, &transport, &terms)
 }

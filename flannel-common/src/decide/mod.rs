@@ -3,6 +3,7 @@
 //! A decision is taken on a packet that has not been touched; only when every question is answered does a hook begin
 //! to write. `Err` carries the reason why the kernel must handle the packet.
 
+use crate::flow::Flows;
 use crate::maps::{Config, FLAG_ACTIVE, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ethernet::{self, Ethernet};
@@ -10,9 +11,13 @@ use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::tcp::Tcp;
 use crate::wire::{Be32, Packet};
 
+pub mod attest;
+pub mod conntrack;
 pub mod egress;
 pub mod encap;
 pub mod ingress;
+pub mod permit;
+pub mod transport;
 
 /// Offset in bytes of the IPv4 header behind an Ethernet header.
 pub const L3: usize = ethernet::LEN;
@@ -27,6 +32,47 @@ pub trait Topology {
 
     /// The pod of this node with that address.
     fn pod(&self, address: Be32) -> Option<&LocalPod>;
+
+    /// Until when all this may be believed, in nanoseconds of `CLOCK_MONOTONIC`.
+    fn expires(&self) -> u64;
+}
+
+/// What this host has written beside a packet, to tell its own packets apart. It never leaves the host.
+///
+/// It lies in `sk_buff::tc_index`, which routing, netfilter and tunnels do not look at, and not in the packet's mark,
+/// which rules may copy onto other packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tag {
+    /// Nothing, or something of somebody else.
+    #[default]
+    None,
+    /// Redirected by a hook of the fast path.
+    Fast,
+    /// A copy that goes through the kernel to be attested.
+    Probe,
+}
+
+impl Tag {
+    /// The value of `sk_buff::tc_index`.
+    pub const fn index(self) -> u16 {
+        match self {
+            Self::None => 0,
+            Self::Fast => 0xf1a0,
+            Self::Probe => 0xf1a1,
+        }
+    }
+
+    /// The tag that a value of `sk_buff::tc_index` means.
+    #[inline(always)]
+    pub const fn from_index(index: u16) -> Self {
+        const FAST: u16 = Tag::Fast.index();
+        const PROBE: u16 = Tag::Probe.index();
+        match index {
+            FAST => Self::Fast,
+            PROBE => Self::Probe,
+            _ => Self::None,
+        }
+    }
 }
 
 /// What the kernel knows of a packet beside its bytes.
@@ -42,17 +88,29 @@ pub struct Meta {
     pub vlan: bool,
     /// Whether the link layer addressed it to this interface.
     pub to_us: bool,
+    /// Index of the interface that it came in by; zero for one made on this host.
+    pub ingress_ifindex: u32,
+    /// What this host has noted beside it.
+    pub tag: Tag,
 }
 
-/// What holds for every hook: the fast path is on, and the frame carries IPv4 and no VLAN tag.
+/// What holds for every hook in front of the kernel's forwarding: the fast path is on, the packet is not a probe, and
+/// the frame carries IPv4 and no VLAN tag.
 #[inline(always)]
-fn frame<P: Packet + ?Sized>(
+fn frame<P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
     meta: &Meta,
-    config: &Config,
+    topology: &T,
+    flows: &F,
 ) -> Result<Ethernet, Outcome> {
-    if config.flags & FLAG_ACTIVE == 0 {
+    if topology.config().flags & FLAG_ACTIVE == 0 {
         return Err(Outcome::Inactive);
+    }
+    if meta.tag == Tag::Probe {
+        return Err(Outcome::Probe);
+    }
+    if flows.tick() > topology.expires() {
+        return Err(Outcome::NoHeartbeat);
     }
     if meta.vlan {
         return Err(Outcome::Vlan);
@@ -97,7 +155,7 @@ fn check_mtu<P: Packet + ?Sized>(
     gso_size: u32,
     mtu: u16,
 ) -> Result<(), Outcome> {
-    let largest = if gso_size == 0 {
+    let largest = if gso_size == 0 || cfg!(feature = "broken-no-gso-size") {
         u32::from(ip.total_len.get())
     } else {
         let l4 = if ip.protocol == ipv4::TCP {

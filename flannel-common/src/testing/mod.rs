@@ -9,5 +9,6 @@
 
 pub mod fixtures;
 pub mod frame;
+pub mod memory;
 pub mod model;
 pub mod node;

@@ -12,6 +12,7 @@ use crate::decide::ingress::{self, Deliver};
 use crate::decide::{L3, Meta, encap};
 use crate::maps::{Config, POD_VIA_HOST};
 use crate::outcome::{Hook, Outcome};
+use crate::testing::memory::Memory;
 use crate::testing::node::Tables;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::vxlan;
@@ -38,27 +39,29 @@ pub fn run(
     meta: &Meta,
 ) -> Result<(To, Vec<u8>), Outcome> {
     let config = &tables.config;
+    let flows = Memory::new(&tables.flows);
     match hook {
         Hook::PodEgress => Ok(forward(
             config,
             frame,
-            &egress::decide(frame, meta, Port::Pod, tables)?,
+            &egress::decide(frame, meta, Port::Pod, tables, &flows)?,
         )),
         Hook::BridgeEgress => Ok(forward(
             config,
             frame,
-            &egress::decide(frame, meta, Port::Bridge, tables)?,
+            &egress::decide(frame, meta, Port::Bridge, tables, &flows)?,
         )),
         Hook::NicIngress => Ok(deliver(
             config,
             frame,
-            &ingress::from_wire(frame, meta, tables)?,
+            &ingress::from_wire(frame, meta, tables, &flows)?,
         )),
         Hook::VtepIngress => Ok(deliver(
             config,
             frame,
-            &ingress::from_vtep(frame, meta, tables)?,
+            &ingress::from_vtep(frame, meta, tables, &flows)?,
         )),
+        Hook::AttestIn | Hook::AttestOut => unreachable!("these hooks forward nothing"),
     }
 }
 
@@ -95,7 +98,7 @@ fn deliver(config: &Config, frame: &[u8], deliver: &Deliver<'_>) -> (To, Vec<u8>
     }
     write(&mut out, 0, link(config.bridge_mac, deliver.pod.mac));
     write(&mut out, L3, deliver.ip);
-    let to = if deliver.pod.flags & POD_VIA_HOST == 0 {
+    let to = if deliver.pod.flags & POD_VIA_HOST == 0 && !deliver.permit.queue {
         To::VethPeer
     } else {
         To::Device

@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 
 use crate::addr::Mac;
 use crate::decide;
+use crate::flow::{Flow, FlowKey};
 use crate::maps::{
     Config, FLAG_ACTIVE, FLAG_DECAP, FLAG_OTHER_LENGTHS, LocalPod, POD_VIA_HOST, Peer,
 };
@@ -183,6 +184,10 @@ pub struct Tables {
     pub subnets_lpm: Vec<(Be32, u32, Peer)>,
     /// Pods of this node.
     pub pods: HashMap<Be32, LocalPod>,
+    /// What is remembered of flows, with times as ages in nanoseconds; a time of zero stays zero.
+    pub flows: HashMap<FlowKey, Flow>,
+    /// Whether the agent's heartbeat has stopped.
+    pub expired: bool,
 }
 
 impl Tables {
@@ -207,7 +212,7 @@ impl Tables {
                     LocalPod {
                         host_index: PORT.index,
                         mac: POD_MAC,
-                        flags: 0,
+                        ..LocalPod::default()
                     },
                 ),
                 (
@@ -216,9 +221,11 @@ impl Tables {
                         host_index: PORT_VIA.index,
                         mac: POD_VIA_MAC,
                         flags: POD_VIA_HOST,
+                        ..LocalPod::default()
                     },
                 ),
             ]),
+            ..Self::default()
         }
     }
 
@@ -245,9 +252,10 @@ impl Tables {
                 LocalPod {
                     host_index: PORT.index,
                     mac: OTHER_MAC,
-                    flags: 0,
+                    ..LocalPod::default()
                 },
             )]),
+            ..Self::default()
         }
     }
 }
@@ -262,6 +270,7 @@ pub fn config() -> Config {
         flags: FLAG_ACTIVE | FLAG_OTHER_LENGTHS | FLAG_DECAP,
         uplink_index: UPLINK.index,
         vtep_index: VTEP.index,
+        bridge_index: BRIDGE.index,
         vni: VNI,
         node_ip: NODE_IP.into(),
         subnet_mask: Be32::new(mask(USUAL_LENGTH)),
@@ -300,6 +309,10 @@ impl decide::Topology for Tables {
 
     fn pod(&self, address: Be32) -> Option<&LocalPod> {
         self.pods.get(&address)
+    }
+
+    fn expires(&self) -> u64 {
+        if self.expired { 0 } else { u64::MAX }
     }
 }
 

@@ -19,6 +19,9 @@ pub const UDP: u8 = 17;
 /// "More fragments" and the fragment offset: zero in a packet that is no fragment.
 const FRAGMENT: Be16 = Be16::new(0x3fff);
 
+/// The fragment offset alone.
+const FRAGMENT_OFFSET: Be16 = Be16::new(0x1fff);
+
 const ECN_MASK: u8 = 0b11;
 const NOT_ECT: u8 = 0b00;
 const ECT_1: u8 = 0b01;
@@ -60,6 +63,12 @@ impl Ipv4 {
         self.fragment.raw() & FRAGMENT.raw() != 0
     }
 
+    /// Whether it is a fragment other than the first, so that no transport header follows.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.fragment.raw() & FRAGMENT_OFFSET.raw() != 0
+    }
+
     /// One hop further, with the checksum adjusted to the bit as the kernel does it (`ip_decrease_ttl` in
     /// include/net/ip.h, RFC 1141). The caller has checked that `ttl` is not zero.
     #[inline(always)]
@@ -67,6 +76,17 @@ impl Ipv4 {
         self.ttl = self.ttl.wrapping_sub(1);
         let sum = self.checksum.raw() as u32 + Be16::new(0x0100).raw() as u32;
         self.checksum = Be16::from_raw((sum + (sum >= 0xffff) as u32) as u16);
+    }
+
+    /// The same header with another time to live and the checksum adjusted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_ttl(mut self, ttl: u8) -> Self {
+        let old = Be16::new(u16::from_be_bytes([self.ttl, self.protocol]));
+        let new = Be16::new(u16::from_be_bytes([ttl, self.protocol]));
+        self.ttl = ttl;
+        self.checksum = checksum::replace(self.checksum, old, new);
+        self
     }
 
     /// Sets the ECN bits, with the checksum adjusted.

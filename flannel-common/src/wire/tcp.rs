@@ -7,6 +7,13 @@ use super::{Be16, Be32};
 /// Length in bytes of a header without options.
 pub const MIN_LEN: usize = size_of::<Tcp>();
 
+/// Control bit: the sender has no more data.
+pub const FIN: u8 = 1;
+/// Control bit: a connection begins.
+pub const SYN: u8 = 1 << 1;
+/// Control bit: the connection is void.
+pub const RST: u8 = 1 << 2;
+
 /// The header, without options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, packed(2))]

@@ -1,0 +1,141 @@
+//! What is remembered of a packet that the kernel has just forwarded between a pod of this node and another node.
+//!
+//! Called behind the kernel's forwarding, at the last device: every chain has let the packet pass. What may be fast
+//! afterwards is decided in [`super::permit`].
+
+use super::transport::Transport;
+use super::{L3, Meta, Tag, Topology};
+use crate::flow::{Flow, FlowKey, Flows, Leg, LegTimes};
+use crate::maps::{FLAG_ACTIVE, FLAG_FLOWS};
+use crate::outcome::Outcome;
+use crate::wire::Packet;
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ipv4::{self, Ipv4};
+
+/// What becomes of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Pass,
+    /// It was a probe, and nobody must get it.
+    Drop,
+}
+
+/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get past
+/// that hook, the next router drops it.
+pub const PROBE_TTL: u8 = 2;
+
+/// Learns from a packet of `leg`; `attested` asks conntrack.
+#[inline(always)]
+pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    meta: &Meta,
+    leg: Leg,
+    topology: &T,
+    flows: &F,
+    attested: impl FnOnce() -> bool,
+) -> (Verdict, Outcome) {
+    match learn(packet, meta, leg, topology, flows, attested) {
+        Ok((verdict, outcome)) => (verdict, outcome),
+        Err(outcome) => (Verdict::Pass, outcome),
+    }
+}
+
+#[inline(always)]
+fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    meta: &Meta,
+    leg: Leg,
+    topology: &T,
+    flows: &F,
+    attested: impl FnOnce() -> bool,
+) -> Result<(Verdict, Outcome), Outcome> {
+    let config = topology.config();
+    if meta.tag == Tag::Fast {
+        return Err(Outcome::Redirected);
+    }
+    if config.flags & (FLAG_ACTIVE | FLAG_FLOWS) != FLAG_ACTIVE | FLAG_FLOWS {
+        return Err(Outcome::Inactive);
+    }
+    // Tells what came through the kernel's forwarding from what was made on this host, or is between two of its pods.
+    let came_from = meta.ingress_ifindex;
+    let forwarded = match leg {
+        Leg::Out => came_from == config.bridge_index,
+        Leg::In => came_from == config.vtep_index || came_from == config.uplink_index,
+    };
+    if came_from == 0 || !forwarded {
+        return Err(Outcome::Elsewhere);
+    }
+    let ethernet: Ethernet = packet.read(0).ok_or(Outcome::Malformed)?;
+    if ethernet.ethertype != ethernet::IPV4 {
+        return Err(Outcome::NotIpv4);
+    }
+    let ip: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if ip.version_ihl != ipv4::VERSION_IHL {
+        return Err(Outcome::Options);
+    }
+    if ip.is_fragment() {
+        return Err(Outcome::Fragment);
+    }
+    if ip.protocol != ipv4::TCP && ip.protocol != ipv4::UDP {
+        return Err(Outcome::Protocol);
+    }
+    let transport = Transport::read(packet, L3, &ip)?;
+    let key = match leg {
+        Leg::Out => FlowKey {
+            pod: ip.source,
+            remote: ip.destination,
+            pod_port: transport.source,
+            remote_port: transport.destination,
+            protocol: ip.protocol,
+            reserved: [0; 3],
+        },
+        Leg::In => FlowKey {
+            pod: ip.destination,
+            remote: ip.source,
+            pod_port: transport.destination,
+            remote_port: transport.source,
+            protocol: ip.protocol,
+            reserved: [0; 3],
+        },
+    };
+    if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
+        return Err(Outcome::Elsewhere);
+    }
+    let probe = meta.tag == Tag::Probe && ip.ttl < PROBE_TTL;
+    let verdict = if probe { Verdict::Drop } else { Verdict::Pass };
+    let flow = flows.find(&key);
+    if !attested() {
+        if flow.is_some() && !cfg!(feature = "broken-no-kill") {
+            flows.forget(&key);
+            return Ok((verdict, Outcome::Killed));
+        }
+        return Ok((verdict, Outcome::Refused));
+    }
+    if transport.is_control() || flow.is_some_and(|flow| flow.closing(leg)) {
+        return Ok((verdict, Outcome::NotKept));
+    }
+    let now = flows.now();
+    if let Some(flow) = flow {
+        flow.set_attested(leg, now);
+        let outcome = if probe {
+            Outcome::ProbeDone
+        } else {
+            Outcome::Attested
+        };
+        return Ok((verdict, outcome));
+    }
+    let mut new = Flow::default();
+    new.legs[leg as usize] = LegTimes {
+        attested: now,
+        ..LegTimes::default()
+    };
+    if leg == Leg::In {
+        // More of the flow may be on its way, behind this packet.
+        new.queued = now;
+        new.queued_end = u64::from(transport.end);
+        new.acknowledged = u64::from(transport.end.wrapping_sub(1));
+    }
+    flows.create(&key, &new);
+    Ok((verdict, Outcome::Created))
+}
