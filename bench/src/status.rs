@@ -131,20 +131,24 @@ pub struct Counters {
     pub fast_ingress: u64,
     /// Packets handed to the kernel, by reason.
     pub declined: BTreeMap<String, u64>,
+    /// Packets that the kernel has forwarded, by what was learned from them.
+    pub attest: BTreeMap<String, u64>,
 }
 
 impl Counters {
     /// What was counted after `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
-        let before = |reason: &str| earlier.declined.get(reason).copied().unwrap_or(0);
+        let since = |now: &BTreeMap<String, u64>, earlier: &BTreeMap<String, u64>| {
+            let before = |reason: &str| earlier.get(reason).copied().unwrap_or(0);
+            now.iter()
+                .map(|(reason, count)| (reason.clone(), count.saturating_sub(before(reason))))
+                .collect()
+        };
         Self {
             fast_egress: self.fast_egress.saturating_sub(earlier.fast_egress),
             fast_ingress: self.fast_ingress.saturating_sub(earlier.fast_ingress),
-            declined: self
-                .declined
-                .iter()
-                .map(|(reason, count)| (reason.clone(), count.saturating_sub(before(reason))))
-                .collect(),
+            declined: since(&self.declined, &earlier.declined),
+            attest: since(&self.attest, &earlier.attest),
         }
     }
 
@@ -172,6 +176,7 @@ mod tests {
             fast_egress: egress,
             fast_ingress: 0,
             declined: BTreeMap::from([("icmp".to_owned(), icmp)]),
+            attest: BTreeMap::new(),
         };
         assert_eq!(count(9, 5).since(&count(4, 3)), count(5, 2));
         assert_eq!(count(9, 5).since(&Counters::default()), count(9, 5));

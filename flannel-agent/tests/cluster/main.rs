@@ -8,6 +8,7 @@ mod cleanup;
 mod config;
 mod declined;
 mod fallback;
+mod flow;
 mod matrix;
 mod meter;
 mod mixed;
@@ -120,17 +121,31 @@ const FAST_VXLAN: &[(&str, Test)] = &[
     ("the_device_sends", tiers::sent_by_the_device),
 ];
 
+/// Tests of flow permission, with every backend.
+const FLOW: &[(&str, Test)] = &[
+    ("a_stream_stays_in_order", flow::a_stream_stays_in_order),
+    (
+        "datagrams_turn_fast_when_assured",
+        flow::datagrams_turn_fast_when_assured,
+    ),
+    (
+        "connections_close_properly",
+        flow::connections_close_properly,
+    ),
+];
+
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
     let mut trials = Vec::new();
     for backend in [Backend::Vxlan, Backend::HostGw] {
-        for path in [Path::Kernel, Path::Fast] {
+        for path in [Path::Kernel, Path::Fast, Path::Flow] {
             let setting = Setting { backend, path };
             let vxlan = (backend == Backend::Vxlan).then_some(VXLAN);
             let control = (backend == Backend::Vxlan && path == Path::Kernel).then_some(CONTROL);
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
-            let tests = [Some(EVERYWHERE), vxlan, control, fast, fast_vxlan];
+            let flow = (path == Path::Flow).then_some(FLOW);
+            let tests = [Some(EVERYWHERE), vxlan, control, fast, fast_vxlan, flow];
             trials.extend(
                 tests
                     .into_iter()

@@ -41,6 +41,8 @@ pub(crate) enum Path {
     Kernel,
     /// `--fast-path=subnet`.
     Fast,
+    /// `--fast-path=flow`.
+    Flow,
 }
 
 /// What a test is run with.
@@ -56,6 +58,7 @@ impl Path {
         match self {
             Self::Kernel => "off",
             Self::Fast => "subnet",
+            Self::Flow => "flow",
         }
     }
 }
@@ -124,7 +127,7 @@ pub(crate) fn missing(path: Path) -> Option<&'static str> {
         let output = Command::new(AGENT).arg("--version").output();
         output.is_ok_and(|output| !String::from_utf8_lossy(&output.stdout).contains("not embedded"))
     };
-    (path == Path::Fast && !EMBEDDED.get_or_init(embedded))
+    (path != Path::Kernel && !EMBEDDED.get_or_init(embedded))
         .then_some("the agent carries no BPF object: build it with `cargo xtask build`")
 }
 
