@@ -1,6 +1,7 @@
 //! Decisions on the named packets and on random ones.
 
 mod fixtures;
+mod flow;
 mod properties;
 mod sizes;
 
