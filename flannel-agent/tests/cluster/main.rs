@@ -13,6 +13,7 @@ mod matrix;
 mod meter;
 mod mixed;
 mod nodes;
+mod permission;
 mod repair;
 mod restart;
 mod rules;
@@ -121,6 +122,16 @@ const FAST_VXLAN: &[(&str, Test)] = &[
     ("the_device_sends", tiers::sent_by_the_device),
 ];
 
+/// Tests of what the kernel was told to do to pods' flows: on its own path, and where flows need its permission.
+const RULED: &[(&str, Test)] = &[
+    ("services_work", permission::services_work),
+    (
+        "one_port_for_pod_and_service",
+        permission::one_port_for_pod_and_service,
+    ),
+    ("policies_are_obeyed", permission::policies_are_obeyed),
+];
+
 /// Tests of flow permission, with every backend.
 const FLOW: &[(&str, Test)] = &[
     ("a_stream_stays_in_order", flow::a_stream_stays_in_order),
@@ -145,7 +156,16 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
-            let tests = [Some(EVERYWHERE), vxlan, control, fast, fast_vxlan, flow];
+            let ruled = (path != Path::Fast).then_some(RULED);
+            let tests = [
+                Some(EVERYWHERE),
+                vxlan,
+                control,
+                fast,
+                fast_vxlan,
+                flow,
+                ruled,
+            ];
             trials.extend(
                 tests
                     .into_iter()
