@@ -129,6 +129,10 @@ const RULED: &[(&str, Test)] = &[
         "one_port_for_pod_and_service",
         permission::one_port_for_pod_and_service,
     ),
+    (
+        "one_port_after_conntrack_forgot",
+        permission::one_port_after_conntrack_forgot,
+    ),
     ("policies_are_obeyed", permission::policies_are_obeyed),
 ];
 

@@ -160,40 +160,57 @@ pub(crate) fn services_work(setting: Setting) -> Outcome {
 
 /// One port, first straight to the pod, then to the service in front of it, and the other way round, after conntrack has
 /// forgotten: answers come from whom the question went to.
-pub(crate) fn one_port_for_pod_and_service(setting: Setting) -> Outcome {
+pub(crate) fn one_port_after_conntrack_forgot(setting: Setting) -> Outcome {
     with_pair(setting, |pair| {
-        pair.install_service()?;
-        let socket = pair
-            .client
-            .netns()
-            .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-        socket.set_read_timeout(Some(ANSWER))?;
         let before = pair.counters()?;
-        for (round, target) in [pair.direct(), pair.service(), pair.direct(), pair.service()]
-            .into_iter()
-            .enumerate()
-        {
-            let start = Instant::now();
-            let mut wrong = Vec::new();
-            while start.elapsed() < ASSURED {
-                if let Err(error) = answered(&socket, target) {
-                    wrong.push(error.to_string());
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            ensure!(
-                wrong.is_empty(),
-                "round {round}, to {target}: {} wrong: {:?}",
-                wrong.len(),
-                wrong.first()
-            );
+        take_turns(pair, [false, true, false, true], || {
             for node in [pair.client_node, pair.server_node] {
                 shell(node, "conntrack -D -p udp >/dev/null 2>&1 || true")?;
             }
-        }
-        let expected = DIRECT;
-        assert_legs(pair, setting.path, &before, expected)
+            Ok(())
+        })?;
+        assert_legs(pair, setting.path, &before, DIRECT)
     })
+}
+
+/// The same while conntrack remembers the other: to tell the two apart it translates the port of the second.
+pub(crate) fn one_port_for_pod_and_service(setting: Setting) -> Outcome {
+    with_pair(setting, |pair| {
+        take_turns(pair, [true, false, true, false], || Ok(()))
+    })
+}
+
+/// Asks the service or the pod itself from one port, each for so long that its flow is assured.
+fn take_turns(pair: &Pair<'_>, to_service: [bool; 4], between: impl Fn() -> Outcome) -> Outcome {
+    pair.install_service()?;
+    let socket = pair
+        .client
+        .netns()
+        .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    socket.set_read_timeout(Some(ANSWER))?;
+    for (round, to_service) in to_service.into_iter().enumerate() {
+        let target = if to_service {
+            pair.service()
+        } else {
+            pair.direct()
+        };
+        let start = Instant::now();
+        let mut wrong = Vec::new();
+        while start.elapsed() < ASSURED {
+            if let Err(error) = answered(&socket, target) {
+                wrong.push(error.to_string());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ensure!(
+            wrong.is_empty(),
+            "round {round}, to {target}: {} wrong: {:?}",
+            wrong.len(),
+            wrong.first()
+        );
+        between()?;
+    }
+    Ok(())
 }
 
 /// Asks `target` and wants the answer from there.
