@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -32,6 +32,14 @@ const AGENT: &str = "flannel-agent";
 
 /// Names the object that the agent's build script embeds.
 pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
+/// Names the folder of the objects that are wrong on purpose to the cluster tests.
+pub const BROKEN_VARIABLE: &str = "FLANNEL_BROKEN_OBJECTS";
+/// The features of the programs' package that make them.
+const BROKEN: [&str; 3] = [
+    "broken-no-nat-test",
+    "broken-no-kill",
+    "broken-probes-reorder",
+];
 
 /// Names the agent for tests, the demo and the benchmark.
 pub const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
@@ -147,6 +155,23 @@ pub fn objects_folder(workspace: &Workspace, origin: Origin) -> PathBuf {
 
 /// Builds the BPF objects.
 pub fn objects(workspace: &Workspace, tools: &BpfTools) -> Result<Objects> {
+    objects_with(workspace, tools, None)
+}
+
+/// Builds the objects that are wrong on purpose, one for each such feature, and returns their folder.
+pub fn broken_objects(workspace: &Workspace, tools: &BpfTools) -> Result<PathBuf> {
+    let folder = workspace.target.join("broken");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for feature in BROKEN {
+        let objects = objects_with(workspace, tools, Some(feature))?;
+        let to = folder.join(feature);
+        fs::copy(objects.hooks()?, &to)
+            .with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(folder)
+}
+
+fn objects_with(workspace: &Workspace, tools: &BpfTools, feature: Option<&str>) -> Result<Objects> {
     let endian = if cfg!(target_endian = "little") {
         "bpfel"
     } else {
@@ -163,6 +188,7 @@ pub fn objects(workspace: &Workspace, tools: &BpfTools) -> Result<Objects> {
     cargo
         .current_dir(&workspace.root)
         .args(["build", "--release", "--package", PROGRAMS, "--bins"])
+        .args(feature.map(|feature| format!("--features={feature}")))
         .args(["-Zbuild-std=core", "--target"])
         .arg(format!("{endian}-unknown-none"))
         .arg("--target-dir")

@@ -172,6 +172,9 @@ pub struct RunOptions {
     /// Where packets of pods are taken up: `bridge` is for measurements
     #[arg(long, value_enum, default_value = "auto")]
     pub fast_path_pods: fastpath::PodHook,
+    /// BPF object to load instead of the one that is built in: for tests of objects that are wrong
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub bpf_object: Option<PathBuf>,
     /// Where BPF objects are pinned: a directory on a BPF file system, one per node
     #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
     pub pin_dir: PathBuf,

@@ -233,6 +233,7 @@ async fn agent(
         ingress: options.fast_path_ingress,
         attach: options.fast_path_attach,
         pod_hook: options.fast_path_pods,
+        object: options.bpf_object.clone(),
         attest: fastpath::Attest::Auto,
         revalidate: options.fast_path_revalidate,
         grace: options.fast_path_grace,

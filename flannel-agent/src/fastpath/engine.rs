@@ -3,6 +3,7 @@
 //! A hook is attached before the map entries that rely on it are written, and entries go before their hook does: a pod
 //! is fast in both directions or in none, since conntrack must not see half of a connection.
 
+use std::borrow::Cow;
 use std::fs;
 
 use aya::Ebpf;
@@ -58,7 +59,13 @@ impl Engine {
     /// # Errors
     /// Anything that makes the fast path impossible on this node.
     pub fn load(options: Options) -> Result<Self, Error> {
-        let object = object::bytes().ok_or(Error::NoObject)?;
+        let object = match &options.object {
+            None => Cow::Borrowed(object::bytes().ok_or(Error::NoObject)?),
+            Some(path) => Cow::Owned(fs::read(path).map_err(|source| Error::File {
+                path: path.clone(),
+                source,
+            })?),
+        };
         let pins = Pins::new(&options.pin_dir);
         pins.create()?;
         let facts = Facts::ask(options.attest);
@@ -66,7 +73,7 @@ impl Engine {
             return Err(Error::NoAttestation);
         }
         let mut bpf =
-            object::load(object, &facts, Some(&pins.maps())).map_err(|source| Error::Object {
+            object::load(&object, &facts, Some(&pins.maps())).map_err(|source| Error::Object {
                 source: Box::new(source),
             })?;
         tier::load_programs(&mut bpf)?;

@@ -16,6 +16,14 @@ pub enum Error {
     /// The binary was built without the programs.
     #[error("this binary was built without the BPF programs")]
     NoObject,
+    /// The object that was named cannot be read.
+    #[error("--bpf-object = {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// There is no BPF file system to pin to.
     #[error("no BPF file system at {}: {source}", path.display())]
     NoBpfFs {
@@ -85,6 +93,7 @@ impl Error {
     /// What an operator can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
+            Self::File { .. } => "name a readable object, or leave the option out",
             Self::NoObject => "build with `cargo xtask build`, which embeds them",
             Self::NoBpfFs { .. } | Self::Pin { .. } => {
                 "mount it (`mount -t bpf bpf /sys/fs/bpf`), or give the container that host path and a --pin-dir below it"

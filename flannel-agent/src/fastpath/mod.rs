@@ -88,6 +88,8 @@ pub struct Options {
     pub attach: AttachBy,
     /// Where packets of pods are taken up.
     pub pod_hook: PodHook,
+    /// A BPF object to load instead of the one that is built in.
+    pub object: Option<PathBuf>,
     /// Who attests flows.
     pub attest: Attest,
     /// Age of an attestation from which a flow is probed.

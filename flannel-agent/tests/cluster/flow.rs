@@ -30,10 +30,10 @@ const OUT_OF_ORDER: [&str; 2] = ["TcpExt.TCPOFOQueue", "TcpExt.TCPSACKReorder"];
 /// revalidated every 50 ms, and leaves no probe behind.
 pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
     let mut agent = setting.agent();
-    agent.arguments = vec![
+    agent.arguments.extend([
         "--fast-path-revalidate=50ms".into(),
         "--fast-path-grace=500ms".into(),
-    ];
+    ]);
     let config = setting.cluster(vec![NodeConfig::agent(&agent), NodeConfig::agent(&agent)]);
     with_cluster(config, |cluster| {
         let [from, to] = cluster.nodes() else {
@@ -56,17 +56,17 @@ pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
         let received = counters(to)?.since(&before.1);
         mostly_fast("sender", &sent)?;
         mostly_fast("receiver", &received)?;
-        for (node, counted) in [(from, &sent), (to, &received)] {
-            let done: u64 = of(counted, "probe-done");
-            ensure!(done > 0, "{}: no probe: {counted:?}", node.name());
-            ensure!(of(counted, "killed") == 0, "{}: {counted:?}", node.name());
-        }
         let disorder = (order(&client)?, order(&server)?);
         ensure!(
             disorder == ([0; 2], [0; 2]),
             "out of order: {disorder:?}, retransmits {}, {sent:?}, {received:?}",
             report.retransmits
         );
+        for (node, counted) in [(from, &sent), (to, &received)] {
+            let done: u64 = of(counted, "probe-done");
+            ensure!(done > 0, "{}: no probe: {counted:?}", node.name());
+            ensure!(of(counted, "killed") == 0, "{}: {counted:?}", node.name());
+        }
         Ok(())
     })
 }

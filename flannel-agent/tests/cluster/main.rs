@@ -149,12 +149,35 @@ const FLOW: &[(&str, Test)] = &[
     ),
 ];
 
+/// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
+const CAUGHT: &[(&str, Test, &str)] = &[
+    (
+        "broken-no-nat-test",
+        permission::one_port_for_pod_and_service,
+        "an answer of 8 bytes from",
+    ),
+    (
+        "broken-no-kill",
+        permission::one_port_after_conntrack_forgot,
+        "an answer of 8 bytes from",
+    ),
+    (
+        "broken-probes-reorder",
+        flow::a_stream_stays_in_order,
+        "out of order",
+    ),
+];
+
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
     let mut trials = Vec::new();
     for backend in [Backend::Vxlan, Backend::HostGw] {
         for path in [Path::Kernel, Path::Fast, Path::Flow] {
-            let setting = Setting { backend, path };
+            let setting = Setting {
+                backend,
+                path,
+                broken: None,
+            };
             let vxlan = (backend == Backend::Vxlan).then_some(VXLAN);
             let control = (backend == Backend::Vxlan && path == Path::Kernel).then_some(CONTROL);
             let fast = (path == Path::Fast).then_some(FAST);
@@ -179,6 +202,11 @@ fn main() -> ExitCode {
             );
         }
     }
+    trials.extend(
+        CAUGHT
+            .iter()
+            .map(|(broken, test, complaint)| caught(broken, *test, complaint)),
+    );
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -192,4 +220,30 @@ fn trial(setting: Setting, name: &str, test: Test) -> Trial {
                 .map_err(|error| Failed::from(format!("{error:#}"))),
         },
     )
+}
+
+/// A trial that wants `test` to fail on a wrong object.
+fn caught(broken: &'static str, test: Test, complaint: &'static str) -> Trial {
+    let setting = Setting {
+        backend: Backend::Vxlan,
+        path: Path::Flow,
+        broken: Some(broken),
+    };
+    Trial::ignorable_test(format!("{broken}_is_caught"), move || {
+        if std::env::var_os(support::BROKEN_OBJECTS).is_none() {
+            return Ok(Completion::ignored_with(
+                "no wrong objects: `cargo xtask test` builds them",
+            ));
+        }
+        if let Some(reason) = support::missing(setting.path) {
+            return Ok(Completion::ignored_with(reason));
+        }
+        match test(setting) {
+            Ok(()) => Err(Failed::from("the test does not notice what is wrong")),
+            Err(error) if error.to_string().contains(complaint) => Ok(Completion::Completed),
+            Err(error) => Err(Failed::from(format!(
+                "fails for another reason than {complaint:?}: {error:#}"
+            ))),
+        }
+    })
 }

@@ -1,8 +1,9 @@
 //! What the tests share: settings, clusters with a diagnosis when a test fails, traffic with a verdict.
 
 use std::{
-    fmt,
+    env, fmt,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     process::Command,
     sync::OnceLock,
     time::Duration,
@@ -50,7 +51,12 @@ pub(crate) enum Path {
 pub(crate) struct Setting {
     pub(crate) backend: Backend,
     pub(crate) path: Path,
+    /// A deliberately wrong BPF object to run, by the feature of `flannel-ebpf` that it is built with.
+    pub(crate) broken: Option<&'static str>,
 }
+
+/// Names the folder of the wrong objects.
+pub(crate) const BROKEN_OBJECTS: &str = "FLANNEL_BROKEN_OBJECTS";
 
 impl Path {
     /// `--fast-path`.
@@ -85,7 +91,14 @@ impl Setting {
 
     /// How agents are started.
     pub(crate) fn agent(self) -> AgentConfig {
-        AgentConfig::new(AGENT).with_fast_path(self.path.mode())
+        let mut agent = AgentConfig::new(AGENT).with_fast_path(self.path.mode());
+        if let (Some(broken), Some(folder)) = (self.broken, env::var_os(BROKEN_OBJECTS)) {
+            let object = PathBuf::from(folder).join(broken);
+            agent
+                .arguments
+                .push(format!("--bpf-object={}", object.display()));
+        }
+        agent
     }
 
     /// A node with an agent.

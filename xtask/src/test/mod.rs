@@ -112,9 +112,13 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         _ => Scope::Lab,
     };
     let tools = timed("set-up", || setup::ensure(workspace, scope))?;
+    // The wrong ones first, since all are written to the same place.
+    let broken = timed("wrong BPF objects", || {
+        build::broken_objects(workspace, &tools)
+    })?;
     let objects = timed("BPF object", || build::objects(workspace, &tools))?;
     let runners = timed("agent and tests", || {
-        Runners::build(workspace, objects.hooks()?, options)
+        Runners::build(workspace, objects.hooks()?, &broken, options)
     })?;
     let mut reports = Vec::new();
     for suite in options.suites() {

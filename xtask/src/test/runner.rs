@@ -14,7 +14,7 @@ use super::{
     tally::{Reader, Tally},
 };
 use crate::{
-    build::{self, AGENT_VARIABLE, OBJECT_VARIABLE, Program},
+    build::{self, AGENT_VARIABLE, BROKEN_VARIABLE, OBJECT_VARIABLE, Program},
     command,
     setup::distro::{as_root, is_root},
     workspace::Workspace,
@@ -31,12 +31,18 @@ const LIMIT: Duration = Duration::from_secs(10 * 60);
 pub struct Runners<'a> {
     workspace: &'a Workspace,
     object: &'a Path,
+    broken: &'a Path,
     programs: Vec<Program>,
 }
 
 impl<'a> Runners<'a> {
-    /// Builds what the suites need, with a BPF object.
-    pub fn build(workspace: &'a Workspace, object: &'a Path, options: &Options) -> Result<Self> {
+    /// Builds what the suites need, with a BPF object; `broken` is the folder of those that are wrong on purpose.
+    pub fn build(
+        workspace: &'a Workspace,
+        object: &'a Path,
+        broken: &'a Path,
+        options: &Options,
+    ) -> Result<Self> {
         let suites = options.suites();
         let mut cargo = workspace.cargo();
         cargo
@@ -55,6 +61,7 @@ impl<'a> Runners<'a> {
         Ok(Self {
             workspace,
             object,
+            broken,
             programs: build::programs(&mut cargo)?,
         })
     }
@@ -113,6 +120,7 @@ impl<'a> Runners<'a> {
         ];
         if suite == Suite::Cluster {
             variables.push((AGENT_VARIABLE, self.agent()?));
+            variables.push((BROKEN_VARIABLE, self.broken.to_owned()));
         }
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
