@@ -126,8 +126,9 @@ fn table(status: &Status) -> String {
                 .unwrap_or_default()
         };
         format!(
-            "{}, active{}{}{}",
+            "{}, active{}{}{}{}",
             fast.mode,
+            part("attested by", &fast.attestation),
             part("attached by", &fast.attach),
             part("egress", &fast.egress),
             part("ingress", &fast.ingress)
@@ -150,6 +151,9 @@ fn table(status: &Status) -> String {
                 fast.counters.fast_egress, fast.counters.fast_ingress
             ),
         );
+        if let Some(flows) = fast.flows {
+            line("flows", &format!("{flows} remembered"));
+        }
     }
     let problems = status.problems.iter().map(String::as_str);
     section(
@@ -218,6 +222,14 @@ fn table(status: &Status) -> String {
             .declined
             .iter()
             .map(|(reason, count)| vec![reason.clone(), count.to_string()]),
+    );
+    section(
+        &mut text,
+        "learned from the kernel's packets",
+        fast.counters
+            .attest
+            .iter()
+            .map(|(what, count)| vec![what.clone(), count.to_string()]),
     );
     text
 }

@@ -10,6 +10,9 @@ use super::apply::{read_sysctl, write_sysctl};
 /// are.
 const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
+/// Shortest time between revalidations, whatever the timeouts: each costs a packet's way through the kernel.
+const SHORTEST: Duration = Duration::from_millis(50);
+
 /// Timeouts of UDP connections, in seconds.
 const UDP_TIMEOUTS: [&str; 2] = [
     "net/netfilter/nf_conntrack_udp_timeout",
@@ -90,4 +93,23 @@ pub fn revalidation(wanted: Duration) -> Duration {
         .filter_map(|path| read_sysctl(path).ok()?.trim().parse().ok())
         .map(|seconds: u64| Duration::from_secs(seconds) / 2)
         .fold(wanted, Duration::min)
+        .max(SHORTEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revalidation_is_as_wanted_within_bounds() {
+        let tiny = Duration::from_millis(1);
+        assert_eq!(revalidation(tiny), SHORTEST);
+        assert!(revalidation(Duration::from_secs(3600)) <= Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn nothing_noted_is_nothing_to_restore() {
+        let state = std::env::temp_dir().join(format!("no-such-note-{}", std::process::id()));
+        assert!(restore(&state, false).is_ok_and(|done| done.is_none()));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::{
-    Node, NodeConfig, Pod,
+    ClusterConfig, Node, NodeConfig, Pod, Underlay,
     counters::Protocols,
     status::Counters,
     traffic::{
@@ -34,7 +34,14 @@ pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
         "--fast-path-revalidate=50ms".into(),
         "--fast-path-grace=500ms".into(),
     ]);
-    let config = setting.cluster(vec![NodeConfig::agent(&agent), NodeConfig::agent(&agent)]);
+    // Single packets: an aggregate is in order by itself.
+    let config = ClusterConfig {
+        underlay: Underlay {
+            offloads: false,
+            ..Underlay::default()
+        },
+        ..setting.cluster(vec![NodeConfig::agent(&agent), NodeConfig::agent(&agent)])
+    };
     with_cluster(config, |cluster| {
         let [from, to] = cluster.nodes() else {
             unreachable!("two nodes were asked for")

@@ -165,7 +165,11 @@ pub(crate) fn one_port_after_conntrack_forgot(setting: Setting) -> Outcome {
         let before = pair.counters()?;
         take_turns(pair, [false, true, false, true], || {
             for node in [pair.client_node, pair.server_node] {
+                // Fails when there is nothing to delete.
                 shell(node, "conntrack -D -p udp >/dev/null 2>&1 || true")?;
+                let left = shell(node, "conntrack -L -p udp 2>/dev/null")?;
+                let left = left.lines().filter(|line| line.contains("ASSURED")).count();
+                ensure!(left == 0, "{}: {left} flows are not forgotten", node.name());
             }
             Ok(())
         })?;

@@ -88,6 +88,7 @@ impl Backend {
 /// Fast path modes that the demo offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FastPath {
+    Flow,
     Subnet,
     Off,
 }
@@ -96,6 +97,7 @@ impl FastPath {
     /// The value of the agent's `--fast-path`.
     fn name(self) -> &'static str {
         match self {
+            Self::Flow => "flow",
             Self::Subnet => "subnet",
             Self::Off => "off",
         }
