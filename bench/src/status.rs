@@ -57,6 +57,8 @@ pub struct Peer {
     pub via: String,
     /// Why it is not reached as it should be.
     pub problem: Option<String>,
+    /// What keeps its traffic on the kernel's path.
+    pub kernel_path: Option<String>,
 }
 
 /// A kernel object that the agent owns.

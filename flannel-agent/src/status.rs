@@ -58,6 +58,9 @@ pub struct Peer {
     pub via: String,
     /// Why it is not reached as it should be, if so.
     pub problem: Option<String>,
+    /// What keeps its traffic on the kernel's path, where a fast path was asked for.
+    #[serde(default)]
+    pub kernel_path: Option<String>,
 }
 
 /// A kernel object that the agent owns.
@@ -121,7 +124,7 @@ pub struct Pod {
     pub ip: String,
     /// The host side of its veth.
     pub device: String,
-    /// Why the fast path does not serve it, if so.
+    /// Why the fast path does not serve it, or not in the usual way, if so.
     pub problem: Option<String>,
 }
 

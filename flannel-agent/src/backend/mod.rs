@@ -76,6 +76,7 @@ impl Peer {
             }
             .into(),
             problem: self.problem().map(str::to_owned),
+            kernel_path: None,
         }
     }
 }

@@ -169,7 +169,10 @@ fn table(status: &Status) -> String {
                 peer.subnet.clone(),
                 peer.public_ip.clone(),
                 peer.via.clone(),
-                peer.problem.clone().unwrap_or_default(),
+                peer.problem.clone().unwrap_or_else(|| {
+                    let why = peer.kernel_path.as_ref();
+                    why.map_or_else(String::new, |why| format!("kernel path: {why}"))
+                }),
             ]
         }),
     );
@@ -278,6 +281,7 @@ mod tests {
                 public_ip: "192.168.101.3".into(),
                 via: "none".into(),
                 problem: Some("behind a router".into()),
+                kernel_path: None,
             }],
             problems: vec!["peer is not reached".into()],
             ..Status::default()

@@ -9,11 +9,13 @@ use std::fs;
 use aya::Ebpf;
 use flannel_common::maps::{
     Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, FLAG_TCP, LocalPod,
+    POD_VIA_HOST,
 };
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, vxlan};
 use tracing::{info, warn};
 
+use super::bypass::{self, Serve};
 use super::facts::Facts;
 use super::hooks::{Attach, Hooks};
 use super::pin::Pins;
@@ -120,6 +122,7 @@ impl Engine {
     }
 
     fn sync_all(&mut self, topology: &Topology) -> Result<(), Error> {
+        bypass::node(&self.hooks, topology)?;
         let tunnel =
             topology.vtep.is_some() && topology.peers.iter().any(|peer| peer.vtep_mac.is_some());
         self.tunnel = tunnel;
@@ -161,7 +164,7 @@ impl Engine {
             ..Contents::default()
         };
         contents.set_peers(&topology.peers, topology.subnet.prefix_len());
-        self.attach_pods(topology, &mut contents);
+        let ports = self.attach_pods(topology, &mut contents);
         self.tables.beat(monotonic())?;
         if let Err(error) = self.tables.sync(contents) {
             self.trouble = Some(error);
@@ -172,7 +175,6 @@ impl Engine {
             let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();
             self.hooks.prune(hook, &wanted)?;
         }
-        let ports: Vec<u32> = topology.pods.iter().map(|pod| pod.host_index).collect();
         self.hooks
             .prune(Hook::AttestIn, if learns { &ports } else { &[] })?;
         let on_bridge = self.options.pod_hook == PodHook::Bridge;
@@ -200,66 +202,75 @@ impl Engine {
         }
     }
 
-    /// Attaches the pods' hooks; those whose packets a hook sees become contents of the pod map.
-    fn attach_pods(&mut self, topology: &Topology, contents: &mut Contents) {
+    /// Attaches the pods' hooks; those whose packets a hook sees become contents of the pod map. Returns the ports of
+    /// pods that may be served.
+    fn attach_pods(&mut self, topology: &Topology, contents: &mut Contents) -> Vec<u32> {
         self.pods.clear();
+        let mut ports = Vec::new();
         let mut without_hook = Vec::new();
         for pod in &topology.pods {
+            let note = match bypass::pod(&self.hooks, topology, pod) {
+                Ok(Serve::Straight) => Note::default(),
+                Ok(Serve::ViaHost(why)) => Note {
+                    flags: POD_VIA_HOST,
+                    text: Some(format!("{why}, so they go through it")),
+                },
+                Ok(Serve::Kernel(why)) => {
+                    self.list(pod, Some(format!("the kernel carries its traffic: {why}")));
+                    continue;
+                }
+                Err(error) => {
+                    self.list(
+                        pod,
+                        Some(format!("what is on its veth is unknown: {error}")),
+                    );
+                    continue;
+                }
+            };
+            ports.push(pod.host_index);
             if self.options.mode == Mode::Flow
-                && let Err(error) = self.hooks.attach(
-                    &mut self.bpf,
-                    Hook::AttestIn,
-                    pod.host_index,
-                    &pod.host_name,
-                )
+                && let Err(error) = self.attach(Hook::AttestIn, pod)
             {
                 self.list(pod, Some(error.to_string()));
                 continue;
             }
             let result = match self.options.pod_hook {
                 PodHook::Bridge => Err(None),
-                PodHook::Auto => self
-                    .hooks
-                    .attach(
-                        &mut self.bpf,
-                        Hook::PodEgress,
-                        pod.host_index,
-                        &pod.host_name,
-                    )
-                    .map_err(Some),
+                PodHook::Auto => self.attach(Hook::PodEgress, pod).map_err(Some),
             };
             match result {
-                Ok(()) => self.serve(pod, contents, None),
-                Err(error) => without_hook.push((pod, error)),
+                Ok(()) => self.serve(pod, contents, note),
+                Err(error) => without_hook.push((pod, note.and(error))),
             }
         }
         let bridge = topology
             .bridge
             .as_ref()
             .filter(|_| !without_hook.is_empty());
-        let covered = bridge.map(|bridge| self.attach_bridge(bridge));
-        for (pod, error) in without_hook {
-            match (&covered, error) {
-                (Some(Ok(())), None) => self.serve(pod, contents, None),
-                (Some(Ok(())), Some(error)) => self.serve(pod, contents, Some(error.to_string())),
-                (Some(Err(reason)), error) => {
-                    let error = error.map(|error| format!("{error}; ")).unwrap_or_default();
-                    self.list(pod, Some(format!("{error}{reason}")));
-                }
-                (None, error) => self.list(
-                    pod,
-                    Some(error.map_or_else(|| "no bridge".into(), |e| e.to_string())),
-                ),
+        let covered = match bridge {
+            Some(bridge) => self.attach_bridge(bridge),
+            None => Err("no bridge".into()),
+        };
+        for (pod, note) in without_hook {
+            match &covered {
+                Ok(()) => self.serve(pod, contents, note),
+                Err(reason) => self.list(pod, note.and(Some(reason)).text),
             }
         }
         let wanted: Vec<u32> = bridge
-            .filter(|_| covered == Some(Ok(())))
+            .filter(|_| covered.is_ok())
             .iter()
             .map(|bridge| bridge.index)
             .collect();
         if let Err(error) = self.hooks.prune(Hook::BridgeEgress, &wanted) {
             self.trouble = Some(error);
         }
+        ports
+    }
+
+    fn attach(&mut self, hook: Hook, pod: &Pod) -> Result<(), Error> {
+        self.hooks
+            .attach(&mut self.bpf, hook, pod.host_index, &pod.host_name)
     }
 
     /// Attaches the hook at the bridge, where that is cheaper than the kernel's path.
@@ -282,14 +293,15 @@ impl Engine {
             .map_err(|error| error.to_string())
     }
 
-    fn serve(&mut self, pod: &Pod, contents: &mut Contents, note: Option<String>) {
+    fn serve(&mut self, pod: &Pod, contents: &mut Contents, note: Note) {
         let value = LocalPod {
             host_index: pod.host_index,
             mac: pod.mac,
+            flags: note.flags,
             ..LocalPod::default()
         };
         contents.pods.insert(pod.ip, value);
-        self.list(pod, note);
+        self.list(pod, note.text);
     }
 
     fn list(&mut self, pod: &Pod, problem: Option<String>) {
@@ -395,6 +407,26 @@ impl Engine {
             Ok(counters) => status.counters = counters,
             Err(error) => status.reason = Some(error.to_string()),
         }
+    }
+}
+
+/// What is special about serving a pod.
+#[derive(Debug, Default)]
+struct Note {
+    /// Combination of the `POD_` constants.
+    flags: u16,
+    /// For the status.
+    text: Option<String>,
+}
+
+impl Note {
+    /// With one more remark, if there is one.
+    fn and(mut self, remark: Option<impl std::fmt::Display>) -> Self {
+        self.text = match (self.text, remark) {
+            (Some(text), Some(remark)) => Some(format!("{text}; {remark}")),
+            (text, remark) => text.or(remark.map(|remark| remark.to_string())),
+        };
+        self
     }
 }
 

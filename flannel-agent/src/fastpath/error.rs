@@ -70,6 +70,14 @@ pub enum Error {
         /// The whole chain of causes.
         reason: String,
     },
+    /// Somebody else acts on packets at a place that the fast path would lead them past.
+    #[error("{what} on {device} must see the packets")]
+    Bypass {
+        /// The interface.
+        device: String,
+        /// What is there.
+        what: &'static str,
+    },
     /// Nothing can tell which packets the kernel has passed.
     #[error("this kernel does not let BPF programs read conntrack entries")]
     NoAttestation,
@@ -106,6 +114,9 @@ impl Error {
             }
             Self::Attach { .. } => {
                 "see the reason; the agent tries again at the next change and every few seconds"
+            }
+            Self::Bypass { .. } => {
+                "move it to the pods' veths or remove it, and the fast path comes back by itself"
             }
             Self::NoAttestation => {
                 "give the agent CAP_PERFMON on a kernel with /sys/kernel/btf, or set --fast-path=subnet where pod-to-pod traffic meets no NAT and no policy"

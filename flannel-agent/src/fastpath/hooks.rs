@@ -1,6 +1,6 @@
 //! Attached programs. One place owns every link: it is pinned when it is made, and what is pinned is what is attached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::{fs, io};
 
 use aya::Ebpf;
@@ -54,6 +54,8 @@ pub struct Hooks {
     pins: Pins,
     attach: Attach,
     attached: BTreeMap<&'static str, Devices>,
+    /// Ids of this run's programs.
+    own: BTreeSet<u32>,
 }
 
 impl Hooks {
@@ -64,6 +66,7 @@ impl Hooks {
             pins,
             attach,
             attached: BTreeMap::new(),
+            own: own_programs(bpf),
         };
         for (name, ifindex) in hooks.pins.existing_links() {
             let hook = Hook::ALL.into_iter().find(|hook| hook.name() == name);
@@ -127,10 +130,15 @@ impl Hooks {
         ifindex: u32,
         device: &str,
     ) -> Result<(), Error> {
+        // Who came later must see the packets as well, before they are taken away.
+        let overtaken = self.is_overtaken(hook, ifindex);
         let devices = self.attached.entry(hook.name()).or_default();
         if let Some(name) = devices.get_mut(&ifindex) {
             device.clone_into(name);
-            return Ok(());
+            if !overtaken {
+                return Ok(());
+            }
+            devices.remove(&ifindex);
         }
         // A pin of an interface that is gone, whose index is used again.
         let _ = remove_pin(&self.pins.link(&self.pin_name(hook.name()), ifindex));
@@ -144,6 +152,24 @@ impl Hooks {
             .or_default()
             .insert(ifindex, device.to_owned());
         Ok(())
+    }
+
+    /// Whether a program of somebody else would run behind the hook, and so only on what the hook leaves.
+    fn is_overtaken(&self, hook: Hook, ifindex: u32) -> bool {
+        side(hook.name()) == TcAttachType::Ingress
+            && sys::tcx_programs(ifindex, TcAttachType::Ingress).is_ok_and(|ids| {
+                let ours = ids.iter().rposition(|id| self.own.contains(id));
+                ours.is_some_and(|position| position + 1 < ids.len())
+            })
+    }
+
+    /// Whether a program of somebody else runs on one side of an interface.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn foreign(&self, ifindex: u32, side: TcAttachType) -> io::Result<bool> {
+        let ids = sys::tcx_programs(ifindex, side)?;
+        Ok(ids.iter().any(|id| !self.own.contains(id)))
     }
 
     fn attach_link(
@@ -247,6 +273,14 @@ impl Hooks {
     fn pin_name(&self, program: &str) -> String {
         format!("{}{program}", self.attach.prefix())
     }
+}
+
+fn own_programs(bpf: &Ebpf) -> BTreeSet<u32> {
+    let id = |hook: Hook| {
+        let program: &SchedClassifier = bpf.program(hook.name())?.try_into().ok()?;
+        program.info().ok().map(|info| info.id())
+    };
+    Hook::ALL.into_iter().filter_map(id).collect()
 }
 
 /// A program of the object, loaded into the kernel.

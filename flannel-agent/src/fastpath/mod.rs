@@ -4,6 +4,7 @@
 //! packets, so no error leaves this module except as a reason in the status.
 
 mod btf;
+mod bypass;
 mod engine;
 mod error;
 pub mod facts;

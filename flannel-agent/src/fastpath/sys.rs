@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::programs::TcAttachType;
 use bytemuck::Pod;
 
 /// `BPF_OBJ_GET` of include/uapi/linux/bpf.h.
@@ -44,6 +45,31 @@ struct LookupBatch {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
+}
+
+/// `BPF_PROG_QUERY` of include/uapi/linux/bpf.h.
+const BPF_PROG_QUERY: libc::c_long = 16;
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of include/uapi/linux/bpf.h, kernel 6.6.
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// Programs on one side of one interface at most (`BPF_MPROG_MAX` of include/linux/bpf_mprog.h).
+const PROGRAMS: usize = 64;
+
+/// The members of `union bpf_attr` that `BPF_PROG_QUERY` reads and writes.
+#[repr(C)]
+struct Query {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    reserved: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// Calls `bpf(2)`.
@@ -99,6 +125,39 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
     match unsafe { bpf(BPF_LINK_DETACH, detach) } {
         Ok(_) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The ids of the programs that TCX runs on an interface, in their order; none where the kernel has no TCX.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tcx_programs(ifindex: u32, side: TcAttachType) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; PROGRAMS];
+    let mut query = Query {
+        target_ifindex: ifindex,
+        attach_type: if side == TcAttachType::Egress {
+            BPF_TCX_EGRESS
+        } else {
+            BPF_TCX_INGRESS
+        },
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: PROGRAMS as u32,
+        reserved: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: the layout is what the command reads, and `ids` has room for `count` ids.
+    match unsafe { bpf_mut(BPF_PROG_QUERY, &mut query) } {
+        Ok(_) => Ok(ids.into_iter().take(query.count as usize).collect()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {
+            Ok(Vec::new())
+        }
         Err(error) => Err(error),
     }
 }

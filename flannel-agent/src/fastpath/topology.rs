@@ -1,9 +1,12 @@
 //! What the fast path must know about the cluster and the node: plain data, made by the reconcile loop.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use flannel_common::addr::Mac;
 use ipnet::Ipv4Net;
+
+use crate::kernel::traffic_control::TrafficControl;
 
 /// Everything that the maps are filled from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct Topology {
     pub peers: Vec<PeerRoute>,
     /// Pods of this node.
     pub pods: Vec<Pod>,
+    /// What others have put on interfaces, by index.
+    pub traffic_control: BTreeMap<u32, TrafficControl>,
 }
 
 /// A network interface.
@@ -72,4 +77,6 @@ pub struct Pod {
     pub host_index: u32,
     /// Name of the host side.
     pub host_name: String,
+    /// Whether an XDP program inside the pod sees what arrives through the veth, but not what skips it.
+    pub xdp: bool,
 }

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
     link::{
         InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage,
+        LinkMessage, LinkXdp, XdpAttached,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
@@ -55,6 +55,18 @@ pub fn link(message: &LinkMessage) -> Link {
     }
     link.peer = peer_index.map(|index| (index, peer_namespace));
     link
+}
+
+/// Whether an XDP program is attached to an interface.
+pub fn runs_xdp(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| {
+        let LinkAttribute::Xdp(attributes) = attribute else {
+            return false;
+        };
+        attributes
+            .iter()
+            .any(|one| matches!(one, LinkXdp::Attached(attached) if *attached != XdpAttached::None))
+    })
 }
 
 fn link_kind(infos: &[LinkInfo]) -> LinkKind {

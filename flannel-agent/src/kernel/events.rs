@@ -1,4 +1,5 @@
-//! Notifications of changes: one netlink socket in the groups for links, addresses, routes and neighbours.
+//! Notifications of changes: one netlink socket in the groups for links, addresses, routes, neighbours and traffic
+//! control, and one for IPsec policies.
 //!
 //! An event only says where to look again; nothing is taken from it as fact. The socket also hears the namespaces that
 //! have an id in this one, which are those of the pods: their addresses appear inside, after the veth outside.
@@ -6,7 +7,10 @@
 use std::{io, mem::MaybeUninit, os::fd::AsRawFd as _};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_ROUTE, NETLINK_XFRM},
+};
 use tokio::io::unix::AsyncFd;
 
 use super::{
@@ -16,8 +20,13 @@ use super::{
 };
 use ipnet::Ipv4Net;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE` (include/uapi/linux/rtnetlink.h).
-const GROUPS: [u32; 4] = [1, 3, 5, 7];
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`
+/// (include/uapi/linux/rtnetlink.h).
+const GROUPS: [u32; 5] = [1, 3, 4, 5, 7];
+/// `XFRMNLGRP_POLICY` (include/uapi/linux/xfrm.h).
+const POLICY_GROUP: u32 = 4;
+/// `RTM_NEWQDISC` up to `RTM_GETTFILTER`: disciplines, their classes and filters (include/uapi/linux/rtnetlink.h).
+const TRAFFIC_CONTROL: std::ops::RangeInclusive<u16> = 36..=46;
 /// A burst of events while the agent is busy, such as 5 000 new routes, must fit.
 const RECEIVE_BUFFER_BYTES: i32 = 4 << 20;
 /// Largest datagram: events are single messages, of a few KiB at most.
@@ -34,15 +43,21 @@ pub enum Event {
     OtherRoute,
     /// A neighbour or FDB entry: index of its interface, the entry, whether it is gone.
     Neighbour(u32, Neighbour, bool),
+    /// Traffic control of an interface of this namespace.
+    TrafficControl,
+    /// An IPsec policy.
+    Ipsec,
     /// A link or an address inside another namespace, whose id this is.
     Pod(i32),
     /// Events were lost: anything may have changed.
     Lost,
 }
 
-/// The socket.
+/// The sockets.
 pub struct Events {
     socket: AsyncFd<Socket>,
+    /// Absent where the kernel has no IPsec.
+    policies: Option<AsyncFd<Socket>>,
     hears_pods: bool,
 }
 
@@ -65,10 +80,11 @@ impl Events {
         for group in GROUPS {
             socket.add_membership(group)?;
         }
-        // SAFETY: `Socket` owns its descriptor, always returns the same one, and closes it only when it is dropped,
-        // which `AsyncFd` does after it has deregistered it.
-        let socket = unsafe { AsyncFd::register(socket) }?;
-        Ok(Self { socket, hears_pods })
+        Ok(Self {
+            socket: register(socket)?,
+            policies: policies()?,
+            hears_pods,
+        })
     }
 
     /// Whether changes inside pods' namespaces are heard.
@@ -81,18 +97,53 @@ impl Events {
     /// # Errors
     /// When the socket fails for good.
     pub async fn next(&mut self) -> io::Result<Vec<Event>> {
-        loop {
-            let mut guard = self.socket.readable().await?;
-            match guard.try_io(|socket| drain(socket.get_ref())) {
-                Ok(events) => return events,
-                Err(_would_block) => {}
+        let policies = async {
+            match &self.policies {
+                Some(socket) => read(socket, |_, _| vec![Event::Ipsec]).await,
+                None => std::future::pending().await,
             }
+        };
+        tokio::select! {
+            events = read(&self.socket, rtnetlink) => events,
+            events = policies => events,
+        }
+    }
+}
+
+fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: `Socket` owns its descriptor, always returns the same one, and closes it only when it is dropped, which
+    // `AsyncFd` does after it has deregistered it.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// Hears of IPsec policies, if this kernel has any.
+fn policies() -> io::Result<Option<AsyncFd<Socket>>> {
+    let mut socket = match Socket::new(NETLINK_XFRM) {
+        Ok(socket) => socket,
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    socket.bind(&SocketAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
+    socket.add_membership(POLICY_GROUP)?;
+    register(socket).map(Some)
+}
+
+/// Turns one message, from the namespace with an id if it is another, into an event.
+type Decode = fn(&[u8], Option<i32>) -> Vec<Event>;
+
+async fn read(socket: &AsyncFd<Socket>, decode: Decode) -> io::Result<Vec<Event>> {
+    loop {
+        let mut guard = socket.readable().await?;
+        match guard.try_io(|socket| drain(socket.get_ref(), decode)) {
+            Ok(events) => return events,
+            Err(_would_block) => {}
         }
     }
 }
 
 /// Reads until the socket is empty; `WouldBlock` if it was from the start.
-fn drain(socket: &Socket) -> io::Result<Vec<Event>> {
+fn drain(socket: &Socket, decode: Decode) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
     let mut buffer = vec![0; DATAGRAM];
     let mut read_any = false;
@@ -100,11 +151,7 @@ fn drain(socket: &Socket) -> io::Result<Vec<Event>> {
         match receive(socket, &mut buffer) {
             Ok((read, namespace)) => {
                 read_any = true;
-                for (_, payload) in netlink::messages(&buffer[..read]) {
-                    if let Ok(Payload::Answer(Some(message))) = payload {
-                        events.extend(event(&message, namespace));
-                    }
-                }
+                events.extend(decode(&buffer[..read], namespace));
             }
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                 read_any = true;
@@ -117,6 +164,22 @@ fn drain(socket: &Socket) -> io::Result<Vec<Event>> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The events in a datagram of the rtnetlink socket.
+fn rtnetlink(datagram: &[u8], namespace: Option<i32>) -> Vec<Event> {
+    netlink::messages(datagram)
+        .filter_map(|(header, payload)| {
+            // Known by their type alone: what is in them differs with every module.
+            if TRAFFIC_CONTROL.contains(&header.message_type) {
+                return namespace.is_none().then_some(Event::TrafficControl);
+            }
+            match payload {
+                Ok(Payload::Answer(Some(message))) => event(&message, namespace),
+                _ => None,
+            }
+        })
+        .collect()
 }
 
 fn event(message: &RouteNetlinkMessage, namespace: Option<i32>) -> Option<Event> {

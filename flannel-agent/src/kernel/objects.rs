@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use flannel_common::addr::Mac;
 use ipnet::Ipv4Net;
 
+use super::traffic_control::TrafficControl;
+
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -125,6 +127,10 @@ pub struct Observed {
     pub neighbours: BTreeMap<Ipv4Addr, Entry<Mac>>,
     /// Unicast FDB entries of the VXLAN device, by MAC.
     pub fdb: BTreeMap<Mac, Entry<Ipv4Addr>>,
+    /// What others have put on interfaces, by index.
+    pub traffic_control: BTreeMap<u32, TrafficControl>,
+    /// Far ends of IPsec policies.
+    pub ipsec: Vec<Ipv4Net>,
 }
 
 impl Observed {

@@ -28,6 +28,7 @@ use crate::fastpath::Pod;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Inside {
     mac: Mac,
+    xdp: bool,
     addresses: Vec<Ipv4Addr>,
 }
 
@@ -97,6 +98,7 @@ impl Pods {
                 mac: inside.mac,
                 host_index: port.index,
                 host_name: port.name.clone(),
+                xdp: inside.xdp,
             }));
         }
         let (pods, clashes) = unique(found);
@@ -116,8 +118,10 @@ impl Pods {
         }
         let (_, namespace, index) = end;
         let gateway = crate::subnet_file::gateway(subnet);
+        let (mac, xdp) = inside_link(netlink, namespace, index)?;
         let inside = Inside {
-            mac: inside_mac(netlink, namespace, index)?,
+            mac,
+            xdp,
             addresses: inside_addresses(netlink, namespace, index)?
                 .into_iter()
                 .filter(|address| subnet.contains(address) && *address != gateway)
@@ -165,19 +169,21 @@ fn unique(found: Vec<Pod>) -> (Vec<Pod>, Vec<String>) {
     (pods, problems)
 }
 
-fn inside_mac(netlink: &mut Netlink, namespace: i32, index: u32) -> Result<Mac, Error> {
+/// The address of a pod's interface, and whether an XDP program runs there.
+fn inside_link(netlink: &mut Netlink, namespace: i32, index: u32) -> Result<(Mac, bool), Error> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.push(LinkAttribute::IfNetnsId(namespace));
-    match netlink.get(RouteNetlinkMessage::GetLink(message))? {
-        RouteNetlinkMessage::NewLink(message) => decode::link(&message).mac,
-        _ => None,
-    }
-    .ok_or_else(|| {
+    let link = match netlink.get(RouteNetlinkMessage::GetLink(message))? {
+        RouteNetlinkMessage::NewLink(message) => message,
+        _ => LinkMessage::default(),
+    };
+    let mac = decode::link(&link).mac.ok_or_else(|| {
         Error::Decode(format!(
             "link {index} of namespace {namespace} has no Ethernet address"
         ))
-    })
+    })?;
+    Ok((mac, decode::runs_xdp(&link)))
 }
 
 fn inside_addresses(
@@ -213,6 +219,7 @@ mod tests {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             host_index,
             host_name: format!("veth{host_index}"),
+            xdp: false,
         }
     }
 

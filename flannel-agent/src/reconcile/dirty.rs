@@ -13,8 +13,10 @@ pub struct Dirty {
     pub neighbours: bool,
     /// How the kernel reaches the peers.
     pub hops: bool,
-    /// Pods of this node.
+    /// Pods of this node, and what stands in the way to them.
     pub pods: bool,
+    /// Policies of IPsec.
+    pub ipsec: bool,
     /// Only what the status says.
     pub status: bool,
 }
@@ -29,6 +31,7 @@ impl Dirty {
             neighbours: true,
             hops: true,
             pods: true,
+            ipsec: true,
             status: true,
         }
     }
@@ -40,6 +43,6 @@ impl Dirty {
 
     /// Whether the kernel's state has to be read.
     pub fn reads(&self) -> bool {
-        self.links || self.routes || self.neighbours || self.hops || self.pods
+        self.links || self.routes || self.neighbours || self.hops || self.pods || self.ipsec
     }
 }

@@ -14,10 +14,12 @@ use crate::{
     kernel::{
         decode::Neighbour,
         events::Event,
+        ipsec,
         netlink::{Error, Netlink},
         objects::Observed,
         observe::{self, Hop},
         pods::{Pods, Scan},
+        traffic_control,
     },
     lease::{self, Attributes, Leases, OwnLease},
     netconf::NetworkConfig,
@@ -132,6 +134,9 @@ impl Reconciler {
                 };
                 dirty.neighbours |= Some(index) == self.vtep_index() && known == gone;
             }
+            // Only the fast path goes past it.
+            Event::TrafficControl => dirty.pods |= self.settings.fast_path,
+            Event::Ipsec => dirty.ipsec |= self.settings.fast_path,
             Event::Pod(namespace) => {
                 self.pods.forget_namespace(namespace);
                 dirty.pods = true;
@@ -212,8 +217,12 @@ impl Reconciler {
         if dirty.pods {
             self.scan_pods()?;
         }
+        if self.settings.fast_path {
+            self.read_bypassed(&dirty)?;
+        }
         if self.listed {
-            self.sync_fast_path(dirty.status);
+            // Programs of others come and go without an event of their own.
+            self.sync_fast_path(dirty.status || dirty.pods);
         }
         Ok((base, peers))
     }
@@ -287,6 +296,21 @@ impl Reconciler {
             self.mac,
         )?;
         self.observed.link(&device.name).map(|link| link.index)
+    }
+
+    /// Reads what the fast path must not lead packets past.
+    fn read_bypassed(&mut self, dirty: &Dirty) -> Result<(), Error> {
+        let failed = |source| Error::Transfer {
+            operation: "dump",
+            source,
+        };
+        if dirty.pods || dirty.links {
+            self.observed.traffic_control = traffic_control::read().map_err(failed)?;
+        }
+        if dirty.ipsec {
+            self.observed.ipsec = ipsec::remotes().map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn scan_pods(&mut self) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! What the reconciler knows, for the fast path (a [`Topology`]) and for the status.
 
+use std::net::Ipv4Addr;
+
 use ipnet::Ipv4Net;
 
 use super::{Reconciler, rules};
@@ -7,7 +9,7 @@ use crate::{
     backend::{self, Peer},
     fastpath::{Device, Topology, Vtep},
     kernel::{
-        diff,
+        diff, ipsec,
         objects::{Entry, Link, LinkKind, Observed},
     },
     status::{self, Object, OwnLease},
@@ -63,11 +65,19 @@ impl Reconciler {
                 .iter()
                 // The fast path goes no way that the kernel does not go.
                 .filter(|peer| self.in_place(peer.subnet))
+                .filter(|peer| !self.is_encrypted(peer.node_ip, peer.subnet))
                 .filter(|_| uplink.ethernet)
                 .cloned()
                 .collect(),
             pods: self.scan.pods.clone(),
+            traffic_control: self.observed.traffic_control.clone(),
         })
+    }
+
+    /// Whether IPsec has a say in what goes to a peer or comes from there.
+    fn is_encrypted(&self, node: Ipv4Addr, subnet: Ipv4Net) -> bool {
+        let concerns = |remote: &Ipv4Net| remote.contains(&node) || ipsec::overlap(*remote, subnet);
+        self.observed.ipsec.iter().any(concerns)
     }
 
     /// Brings the status board up to date.
@@ -114,6 +124,9 @@ impl Reconciler {
         if shown.problem.is_none() && !self.in_place(peer.subnet) {
             shown.via = "none".into();
             shown.problem = Some("its route is not in place: see the objects".into());
+        }
+        if self.settings.fast_path && self.is_encrypted(peer.node, peer.subnet) {
+            shown.kernel_path = Some("IPsec policies".into());
         }
         shown
     }

@@ -4,6 +4,7 @@
 //! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
 //! of its own, so any number of them run side by side.
 
+mod bypass;
 mod cleanup;
 mod config;
 mod declined;
@@ -109,6 +110,22 @@ const FAST: &[(&str, Test)] = &[
     (
         "without_a_place_for_pins_the_kernel_carries_all",
         fallback::no_pins,
+    ),
+    (
+        "a_shaper_sees_what_a_pod_receives",
+        bypass::a_shaper_sees_what_a_pod_receives,
+    ),
+    (
+        "a_filter_sees_what_a_pod_sends",
+        bypass::a_filter_sees_what_a_pod_sends,
+    ),
+    (
+        "a_filter_on_the_uplink_sees_all",
+        bypass::a_filter_on_the_uplink_sees_all,
+    ),
+    (
+        "ipsec_policies_are_obeyed",
+        bypass::ipsec_policies_are_obeyed,
     ),
     (
         "a_fast_path_that_is_turned_off_is_gone",
