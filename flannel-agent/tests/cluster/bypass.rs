@@ -3,6 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use aya::{
+    Ebpf,
+    maps::PerCpuArray,
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
+use flannel_agent::fastpath::{facts::Facts, object};
+use flannel_common::outcome::{self, Hook, slot};
 use lab::{Agent, Node, NodeConfig, Pod, status::Status};
 
 use crate::meter::Meter;
@@ -62,6 +69,71 @@ pub(crate) fn a_filter_sees_what_a_pod_sends(setting: Setting) -> Outcome {
         ends.target_serves()?;
         ends.carry(Path::Fast)
     })
+}
+
+/// BPF programs that somebody attaches to a pod's veth after ours see all packets, to the pod and from it.
+pub(crate) fn programs_that_come_later(setting: Setting) -> Outcome {
+    with_cluster(setting.pair(), |cluster| {
+        let ends = Ends::of(cluster.nodes())?;
+        let veth = ends.target.attachment().host_device.clone();
+        let mut foreign = Foreign::load()?;
+        ends.to.netns().run(|| {
+            foreign.attach(Hook::PodEgress, &veth, TcAttachType::Ingress)?;
+            foreign.attach(Hook::AttestIn, &veth, TcAttachType::Egress)
+        })??;
+        // Attaching raises no event; whatever happens to the veth does.
+        shell(ends.to, &format!("ip link set {veth} alias noticed"))?;
+        ends.target_says("a TCX program")?;
+        let before = (
+            foreign.seen(Hook::PodEgress)?,
+            foreign.seen(Hook::AttestIn)?,
+        );
+        ends.carry(Path::Fast)?;
+        let back = Meter::start(ends.to, ends.from)?;
+        udp_arrives(&ends.target, &ends.source, PACKETS, SIZE)?;
+        back.expect(Path::Fast, PACKETS)?;
+        let sent = foreign.seen(Hook::PodEgress)? - before.0;
+        let received = foreign.seen(Hook::AttestIn)? - before.1;
+        ensure!(
+            sent >= PACKETS && received >= PACKETS,
+            "of {PACKETS} packets each way the programs saw {sent} and {received}"
+        );
+        drop(foreign);
+        shell(ends.to, &format!("ip link set {veth} alias again"))?;
+        ends.target_serves()
+    })
+}
+
+/// Programs of somebody else: ours with maps of their own, in which nothing is active, so that they count packets and
+/// let them pass.
+struct Foreign(Ebpf);
+
+impl Foreign {
+    fn load() -> anyhow::Result<Self> {
+        let bytes = object::bytes().context("no BPF object")?;
+        Ok(Self(object::load(bytes, &Facts::default(), None)?))
+    }
+
+    fn attach(&mut self, hook: Hook, device: &str, side: TcAttachType) -> Outcome {
+        let program = self.0.program_mut(hook.name()).context("no such program")?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load()?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        program.attach_with_options(device, side, options)?;
+        Ok(())
+    }
+
+    /// Packets that a program has seen.
+    fn seen(&self, hook: Hook) -> anyhow::Result<u64> {
+        let counters = self.0.map("COUNTERS").context("no counters")?;
+        let counters = PerCpuArray::<_, u64>::try_from(counters)?;
+        let of = |outcome: &outcome::Outcome| anyhow::Ok(counters.get(&slot(hook, *outcome), 0)?);
+        let mut seen = 0;
+        for outcome in outcome::Outcome::ALL {
+            seen += of(outcome)?.iter().sum::<u64>();
+        }
+        Ok(seen)
+    }
 }
 
 /// A filter where all packets from other nodes arrive gives the whole node back to the kernel, until it is gone.

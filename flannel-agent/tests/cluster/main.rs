@@ -120,6 +120,10 @@ const FAST: &[(&str, Test)] = &[
         bypass::a_filter_sees_what_a_pod_sends,
     ),
     (
+        "programs_that_come_later_see_what_a_pod_sends_and_receives",
+        bypass::programs_that_come_later,
+    ),
+    (
         "a_filter_on_the_uplink_sees_all",
         bypass::a_filter_on_the_uplink_sees_all,
     ),
