@@ -152,7 +152,7 @@ pub struct RunOptions {
     #[arg(long = "log_backtrace_at", default_value = "", hide = true)]
     pub log_backtrace_at: String,
     /// Which traffic BPF may carry; `subnet` only where pod-to-pod traffic meets no NAT and no network policy
-    #[arg(long, value_enum, default_value = "off")]
+    #[arg(long, value_enum, default_value = "flow")]
     pub fast_path: FastPathMode,
     /// How long a flow is fast before the kernel is asked again, at most
     #[arg(long, default_value = "2s", value_name = "TIME", value_parser = duration)]
@@ -160,6 +160,19 @@ pub struct RunOptions {
     /// How much longer it stays fast without an answer
     #[arg(long, default_value = "500ms", value_name = "TIME", value_parser = duration)]
     pub fast_path_grace: Duration,
+    /// Who says that the kernel has passed a flow: conntrack, read from the packet, or a rule that sets a mark
+    #[arg(long, value_enum, default_value = "auto")]
+    pub fast_path_attest: fastpath::Attest,
+    /// The bit of packets' marks that this rule sets: one that nobody else on the node uses
+    #[arg(long, default_value = "0x40", value_name = "BIT", value_parser = mark_bit)]
+    pub fast_path_mark: u32,
+    /// How many flows are remembered at most
+    #[arg(long, default_value_t = flannel_common::maps::MAX_FLOWS, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub fast_path_flows: u32,
+    /// Whether packets with a source that is not their sender's are dropped, on the kernel's path too
+    #[arg(long, value_enum, default_value = "off")]
+    pub anti_spoof: AntiSpoof,
     /// Who encapsulates: BPF, or the VXLAN device after BPF has chosen the peer (`assist`)
     #[arg(long, value_enum, default_value = "auto")]
     pub fast_path_egress: fastpath::Egress,
@@ -279,6 +292,27 @@ impl From<FastPathMode> for fastpath::Mode {
             FastPathMode::Flow => Self::Flow,
         }
     }
+}
+
+/// One bit, such as `0x40`.
+fn mark_bit(text: &str) -> Result<u32, String> {
+    let value = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    value
+        .ok()
+        .filter(|bit| bit.is_power_of_two())
+        .ok_or_else(|| "must be a number with a single bit set, such as 0x40".into())
+}
+
+/// `--anti-spoof`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AntiSpoof {
+    /// The fast path does not take such packets; the kernel does with them as in stock flannel.
+    Off,
+    /// They are dropped.
+    Strict,
 }
 
 /// `--log-format`.

@@ -11,14 +11,20 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::args::{self, LogFormat, RunOptions};
+use super::args::{self, AntiSpoof, LogFormat, RunOptions};
 use crate::{
     backend,
     board::Board,
     fastpath::{self, FastPath},
     health,
     iface::{self, Uplink},
-    kernel::{apply, events::Events, netlink::Netlink, objects::Observed, rules::Rules},
+    kernel::{
+        apply,
+        events::Events,
+        netlink::Netlink,
+        objects::Observed,
+        rules::{Guard, Rules},
+    },
     lease::{
         Request, SubnetManager,
         etcd::{Etcd, Options as EtcdOptions, TlsFiles},
@@ -213,6 +219,7 @@ async fn agent(
         random_fully: !switches.ip_masq_fully_random_disable,
         forward: switches.iptables_forward_rules,
         nftables: config.enable_nftables,
+        guard: Guard::default(),
     };
     let rules = Keeper::start(
         rules,
@@ -224,6 +231,7 @@ async fn agent(
         subnet_file: options.subnet_file.clone(),
         ip_masq: switches.ip_masq,
         fast_path: fastpath::Mode::from(options.fast_path) != fastpath::Mode::Off,
+        strict: options.anti_spoof == AntiSpoof::Strict,
         hears_pods: events.hears_pods(),
     };
     let fast_path = FastPath::start(fastpath::Options {
@@ -234,10 +242,12 @@ async fn agent(
         attach: options.fast_path_attach,
         pod_hook: options.fast_path_pods,
         object: options.bpf_object.clone(),
-        attest: fastpath::Attest::Auto,
+        attest: options.fast_path_attest,
+        mark: options.fast_path_mark,
+        flows: options.fast_path_flows,
         revalidate: options.fast_path_revalidate,
         grace: options.fast_path_grace,
-        strict: false,
+        strict: options.anti_spoof == AntiSpoof::Strict,
         state_file: liberal_state(&options.subnet_file),
     });
     let (publish, to_publish) = watch::channel(attributes);

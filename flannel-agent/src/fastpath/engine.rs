@@ -8,8 +8,8 @@ use std::fs;
 
 use aya::Ebpf;
 use flannel_common::maps::{
-    Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, FLAG_TCP, LocalPod,
-    POD_VIA_HOST,
+    Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_BOTH_LEGS, FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT,
+    FLAG_TCP, LocalPod, POD_VIA_HOST,
 };
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, vxlan};
@@ -71,12 +71,14 @@ impl Engine {
         let pins = Pins::new(&options.pin_dir);
         pins.create()?;
         let facts = Facts::ask(options.attest);
-        if options.mode == Mode::Flow && facts.attest() != Attest::Conntrack {
-            return Err(Error::NoAttestation);
+        if options.attest == Attest::Conntrack && facts.attest() != Attest::Conntrack {
+            return Err(Error::NoConntrack);
         }
         let mut bpf =
-            object::load(&object, &facts, Some(&pins.maps())).map_err(|source| Error::Object {
-                source: Box::new(source),
+            object::load(&object, &facts, options.flows, Some(&pins.maps())).map_err(|source| {
+                Error::Object {
+                    source: Box::new(source),
+                }
             })?;
         tier::load_programs(&mut bpf)?;
         let egress = tier::egress(&mut bpf, options.egress);
@@ -105,6 +107,12 @@ impl Engine {
         })
     }
 
+    /// The bit of packets' marks that netfilter must set, if flows are attested by it.
+    pub fn mark(&self) -> Option<u32> {
+        (self.options.mode == Mode::Flow && self.facts.attest() == Attest::Mark)
+            .then_some(self.options.mark)
+    }
+
     /// Brings hooks and maps in line.
     pub fn sync(&mut self, topology: &Topology) {
         self.trouble = None;
@@ -123,6 +131,9 @@ impl Engine {
 
     fn sync_all(&mut self, topology: &Topology) -> Result<(), Error> {
         bypass::node(&self.hooks, topology)?;
+        if self.mark() != topology.mark && self.mark().is_some() {
+            return Err(Error::NoMark);
+        }
         let tunnel =
             topology.vtep.is_some() && topology.peers.iter().any(|peer| peer.vtep_mac.is_some());
         self.tunnel = tunnel;
@@ -338,6 +349,11 @@ impl Engine {
             config.bridge_index = bridge.map_or(0, |bridge| bridge.index);
             if self.strict.is_none() {
                 config.flags |= FLAG_TCP;
+            }
+            if let Some(mark) = self.mark() {
+                config.mark = mark;
+                // IPVS rewrites addresses without telling conntrack's status.
+                config.flags |= FLAG_BOTH_LEGS;
             }
         }
         if self.options.strict {

@@ -78,9 +78,14 @@ pub enum Error {
         /// What is there.
         what: &'static str,
     },
-    /// Nothing can tell which packets the kernel has passed.
-    #[error("this kernel does not let BPF programs read conntrack entries")]
-    NoAttestation,
+    /// Conntrack was to attest flows, and cannot.
+    #[error(
+        "--fast-path-attest = conntrack: this kernel does not let BPF programs read conntrack entries"
+    )]
+    NoConntrack,
+    /// Netfilter is to attest flows, and the rule for it is not there.
+    #[error("the rule that marks what the kernel has passed is not installed")]
+    NoMark,
     /// TCP must not be fast.
     #[error("TCP is not fast: {source}")]
     Strict {
@@ -118,8 +123,11 @@ impl Error {
             Self::Bypass { .. } => {
                 "move it to the pods' veths or remove it, and the fast path comes back by itself"
             }
-            Self::NoAttestation => {
-                "give the agent CAP_PERFMON on a kernel with /sys/kernel/btf, or set --fast-path=subnet where pod-to-pod traffic meets no NAT and no policy"
+            Self::NoConntrack => {
+                "give the agent CAP_PERFMON on a kernel with /sys/kernel/btf, or leave the choice to the agent with --fast-path-attest=auto"
+            }
+            Self::NoMark => {
+                "it is written at the start and looked at every few seconds: see the problem with the rules"
             }
             Self::Strict { .. } => {
                 "set net.netfilter.nf_conntrack_tcp_be_liberal = 1 on the host, or let the agent write /proc/sys"

@@ -93,6 +93,10 @@ pub struct Options {
     pub object: Option<PathBuf>,
     /// Who attests flows.
     pub attest: Attest,
+    /// The bit of packets' marks by which netfilter attests, if it does.
+    pub mark: u32,
+    /// How many flows are remembered at most; zero for as many as the object says.
+    pub flows: u32,
     /// Age of an attestation from which a flow is probed.
     pub revalidate: Duration,
     /// How much longer it stays fast without an answer.
@@ -145,6 +149,14 @@ impl FastPath {
     pub fn sync(&mut self, topology: &Topology) {
         if let State::Loaded(engine) = &mut self.state {
             engine.sync(topology);
+        }
+    }
+
+    /// The bit of packets' marks that netfilter must set on what it attests, if it is netfilter that does.
+    pub fn mark(&self) -> Option<u32> {
+        match &self.state {
+            State::Loaded(engine) => engine.mark(),
+            State::Off | State::Unavailable(_) => None,
         }
     }
 

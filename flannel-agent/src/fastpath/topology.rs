@@ -25,6 +25,8 @@ pub struct Topology {
     pub peers: Vec<PeerRoute>,
     /// Pods of this node.
     pub pods: Vec<Pod>,
+    /// The bit that netfilter sets in the marks of packets that it attests, once it does.
+    pub mark: Option<u32>,
     /// What others have put on interfaces, by index.
     pub traffic_control: BTreeMap<u32, TrafficControl>,
 }

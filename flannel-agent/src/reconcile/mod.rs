@@ -62,6 +62,7 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
         if dirty.any() && (!dirty.reads() || last_read.elapsed() >= DEBOUNCE) {
             let reads = dirty.reads();
             let complete = reconciler.pass(std::mem::take(&mut dirty), &inputs.rules.state());
+            inputs.rules.want(|rules| rules.guard = reconciler.guard());
             if reads {
                 last_read = Instant::now();
             }

@@ -37,6 +37,8 @@ pub struct Settings {
     pub ip_masq: bool,
     /// Whether a fast path was asked for, which needs to know next hops.
     pub fast_path: bool,
+    /// Whether packets with a source that is not their sender's are dropped.
+    pub strict: bool,
     /// Whether events from inside pods' namespaces are heard.
     pub hears_pods: bool,
 }
@@ -59,6 +61,8 @@ pub struct Reconciler {
     pub(super) scan: Scan,
     pub(super) fast_path: FastPath,
     pub(super) topology: Option<Topology>,
+    /// The mark that netfilter sets, once its rule is there.
+    pub(super) marked: Option<u32>,
     /// Operations that failed, by object.
     pub(super) failures: BTreeMap<String, String>,
     /// Whether leases have been reported at all; before, an empty list means nothing.
@@ -97,6 +101,7 @@ impl Reconciler {
             scan: Scan::default(),
             fast_path,
             topology: None,
+            marked: None,
             failures: BTreeMap::new(),
             listed: false,
         }
@@ -165,6 +170,7 @@ impl Reconciler {
 
     /// Reads, compares, repairs. Returns whether all is as it should be; if not, it is tried again.
     pub fn pass(&mut self, dirty: Dirty, rules: &rules::State) -> bool {
+        self.marked = rules.marked;
         let (base, peers) = match self.try_pass(dirty) {
             Ok(outcome) => {
                 self.board.problem("kernel", None);

@@ -11,6 +11,7 @@ use crate::{
     kernel::{
         diff, ipsec,
         objects::{Entry, Link, LinkKind, Observed},
+        rules::{Guard, Strict, Tunnel},
     },
     status::{self, Object, OwnLease},
     subnet_file,
@@ -70,8 +71,34 @@ impl Reconciler {
                 .cloned()
                 .collect(),
             pods: self.scan.pods.clone(),
+            mark: self.marked,
             traffic_control: self.observed.traffic_control.clone(),
         })
+    }
+
+    /// The rules that the fast path needs beside upstream's.
+    pub fn guard(&self) -> Guard {
+        let name = |link: Option<&Link>| link.map(|link| link.name.clone());
+        let gateway = subnet_file::gateway(self.own.subnet);
+        let device = self
+            .vtep_index()
+            .and_then(|index| self.observed.links.get(&index));
+        let tunnel = device.and_then(vtep).map(|vtep| Tunnel {
+            device: vtep.device.name,
+            uplink: self.uplink.name.clone(),
+            port: vtep.port,
+            vni: vtep.vni,
+            nodes: self.plan.peers.iter().map(|peer| peer.node).collect(),
+        });
+        Guard {
+            mark: self.fast_path.mark(),
+            strict: self.settings.strict.then(|| Strict {
+                network: self.settings.config.network,
+                subnet: self.own.subnet,
+                bridge: name(self.observed.holder(gateway)),
+                tunnel,
+            }),
+        }
     }
 
     /// Whether IPsec has a say in what goes to a peer or comes from there.

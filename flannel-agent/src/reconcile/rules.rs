@@ -21,6 +21,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct State {
     /// Whether they have been written, or none are wanted.
     pub installed: bool,
+    /// The bit that packets are marked with which the kernel has passed, while a rule does so.
+    pub marked: Option<u32>,
     /// For the status.
     pub objects: Vec<Object>,
 }
@@ -34,15 +36,12 @@ pub struct Keeper {
 impl Keeper {
     /// Starts the task: writes `rules`, and looks at them every `resync`.
     pub fn start(rules: Rules, resync: Duration, board: Board) -> Self {
-        let none = !rules.masquerade && !rules.forward;
-        let (wanted, receiver) = watch::channel(rules);
         let (sender, state) = watch::channel(State {
-            installed: none,
-            objects: Vec::new(),
+            installed: rules.is_empty(),
+            ..State::default()
         });
-        if !none {
-            tokio::spawn(keep(receiver, resync, board, sender));
-        }
+        let (wanted, receiver) = watch::channel(rules);
+        tokio::spawn(keep(receiver, resync, board, sender));
         Self { wanted, state }
     }
 
@@ -80,6 +79,12 @@ async fn keep(
     loop {
         let rules = wanted.borrow_and_update().clone();
         let before = written.take();
+        if rules.is_empty() && before.is_none() {
+            match wanted.changed().await {
+                Ok(()) => continue,
+                Err(_) => return,
+            }
+        }
         let job = {
             let rules = rules.clone();
             move || check_or_write(&rules, before)
@@ -95,7 +100,7 @@ async fn keep(
         };
         let object = |ok: bool, detail| Object {
             kind: "rules".into(),
-            name: format!("{tool} masquerade and forward"),
+            name: format!("{tool} {}", rules.names()),
             state: if ok { "ok" } else { "missing" }.into(),
             detail,
         };
@@ -104,6 +109,7 @@ async fn keep(
                 board.problem("rules", None);
                 state.send_replace(State {
                     installed: true,
+                    marked: rules.guard.mark,
                     objects: vec![object(true, None)],
                 });
                 written = Some((rules.clone(), listing));
@@ -116,7 +122,8 @@ async fn keep(
             Err(error) => {
                 board.problem("rules", Some(error.to_string()));
                 state.send_modify(|state| {
-                    state.objects = vec![object(false, Some(error.to_string()))]
+                    state.marked = None;
+                    state.objects = vec![object(false, Some(error.to_string()))];
                 });
                 RETRY
             }

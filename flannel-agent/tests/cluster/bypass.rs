@@ -9,7 +9,10 @@ use aya::{
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
 use flannel_agent::fastpath::{facts::Facts, object};
-use flannel_common::outcome::{self, Hook, slot};
+use flannel_common::{
+    maps::MAX_FLOWS,
+    outcome::{self, Hook, slot},
+};
 use lab::{Agent, Node, NodeConfig, Pod, status::Status};
 
 use crate::meter::Meter;
@@ -111,7 +114,12 @@ struct Foreign(Ebpf);
 impl Foreign {
     fn load() -> anyhow::Result<Self> {
         let bytes = object::bytes().context("no BPF object")?;
-        Ok(Self(object::load(bytes, &Facts::default(), None)?))
+        Ok(Self(object::load(
+            bytes,
+            &Facts::default(),
+            MAX_FLOWS,
+            None,
+        )?))
     }
 
     fn attach(&mut self, hook: Hook, device: &str, side: TcAttachType) -> Outcome {

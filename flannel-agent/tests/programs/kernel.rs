@@ -13,7 +13,7 @@ use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
 use flannel_agent::fastpath::{Attest, object};
 use flannel_common::decide::Topology as _;
-use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, Peer};
+use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
 use flannel_common::outcome::SLOTS;
 use flannel_common::testing::fixtures::Fixture;
 use flannel_common::testing::node::{DEVICES, Tables};
@@ -71,8 +71,8 @@ pub struct Kernel {
 impl Kernel {
     /// Loads every program of the object.
     pub fn load(bytes: &[u8]) -> Result<Self> {
-        let mut bpf =
-            object::load(bytes, &Facts::ask(Attest::Auto), None).context("creating maps")?;
+        let mut bpf = object::load(bytes, &Facts::ask(Attest::Auto), MAX_FLOWS, None)
+            .context("creating maps")?;
         for (name, program) in bpf.programs_mut() {
             let program: &mut SchedClassifier = program
                 .try_into()

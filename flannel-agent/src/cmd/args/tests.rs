@@ -46,7 +46,7 @@ fn defaults_are_flannelds() {
         ),
         (false, true, false, false)
     );
-    assert_eq!(options.fast_path, FastPathMode::Off);
+    assert_eq!(options.fast_path, FastPathMode::Flow);
     assert_eq!(options.public_ip, Optional(None));
 }
 

@@ -8,6 +8,7 @@ fn rules() -> Rules {
         random_fully: true,
         forward: true,
         nftables: false,
+        guard: Guard::default(),
     }
 }
 

@@ -4,12 +4,15 @@
 //! where it is missing. A check compares what the tool lists with what it listed right after the rules were written,
 //! so that a tool's own way of printing rules does not matter. No shell is involved, and no process per rule.
 
+mod guard;
+
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
     process::{Command, Stdio},
 };
 
+pub use guard::{Guard, Strict, Tunnel};
 use ipnet::Ipv4Net;
 
 /// The comment on every masquerade rule.
@@ -57,6 +60,8 @@ pub struct Rules {
     pub forward: bool,
     /// nftables instead of iptables.
     pub nftables: bool,
+    /// The fast path's own.
+    pub guard: Guard,
 }
 
 /// What is there, as the tool prints it; compared with later, never parsed.
@@ -64,13 +69,34 @@ pub struct Rules {
 pub struct Listing(String);
 
 impl Rules {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        !self.masquerade && !self.forward && self.guard.is_empty()
+    }
+
+    /// What they do, for the status.
+    pub fn names(&self) -> String {
+        let parts = [
+            ("masquerade", self.masquerade),
+            ("forward", self.forward),
+            ("attest", self.guard.mark.is_some()),
+            ("anti-spoof", self.guard.strict.is_some()),
+        ];
+        let names: Vec<&str> = parts
+            .into_iter()
+            .filter_map(|(name, wanted)| wanted.then_some(name))
+            .collect();
+        names.join(", ")
+    }
+
     /// Writes all rules, whatever is there, and lists them.
     ///
     /// # Errors
     /// When the tool is absent or fails; the rules are then as they were.
     pub fn install(&self) -> Result<Listing, Error> {
         if self.nftables {
-            run(&["nft", "-f", "-"], &self.nft_script())?;
+            let script = self.nft_script() + &self.guard.nft_script();
+            run(&["nft", "-f", "-"], &script)?;
         } else {
             let random_fully = self.random_fully && iptables_version()? >= RANDOM_FULLY;
             let missing = |table: &str, chain: &str, target: &str, comment: &str| {
@@ -80,8 +106,17 @@ impl Rules {
             let masquerade =
                 self.masquerade && missing("nat", "POSTROUTING", "FLANNEL-POSTRTG", MASQ);
             let forward = self.forward && missing("filter", "FORWARD", "FLANNEL-FWD", FORWARD);
-            let script = self.iptables_script(random_fully, masquerade, forward);
+            let [attest, strict] = self.guard_chains().map(|(wanted, table, base, chain)| {
+                wanted && iptables(&["-t", table, "-C", base, "-j", chain]).is_err()
+            });
+            let script = self.iptables_script(random_fully, masquerade, forward)
+                + &self.guard.iptables_script(attest, strict);
             run(&["iptables-restore", "--noflush", "--wait"], &script)?;
+            for (wanted, table, base, chain) in self.guard_chains() {
+                if !wanted {
+                    remove_chain(table, base, chain, &[], false);
+                }
+            }
         }
         self.list()
     }
@@ -92,7 +127,13 @@ impl Rules {
     /// When the tool is absent or fails, which it does if a chain is missing.
     pub fn list(&self) -> Result<Listing, Error> {
         if self.nftables {
-            return run(&["nft", "list", "table", "ip", "flannel-ipv4"], "").map(Listing);
+            let mut listing = run(&["nft", "list", "table", "ip", "flannel-ipv4"], "")?;
+            if !self.guard.is_empty() {
+                // Without counters, which every packet changes.
+                let table = ["nft", "--stateless", "list", "table", "inet", guard::TABLE];
+                listing += &run(&table, "")?;
+            }
+            return Ok(Listing(listing));
         }
         let mut listing = String::new();
         for (wanted, table, chain, base, comment) in [
@@ -121,7 +162,32 @@ impl Rules {
                 listing += &iptables(&["-t", table, "-S", chain])?;
             }
         }
+        for (wanted, table, base, chain) in self.guard_chains() {
+            if wanted {
+                iptables(&["-t", table, "-C", base, "-j", chain])?;
+                listing += &iptables(&["-t", table, "-S", chain])?;
+            }
+        }
         Ok(Listing(listing))
+    }
+
+    /// The fast path's chains of iptables: whether each is wanted, its table, where it is jumped to from, its name.
+    fn guard_chains(&self) -> [(bool, &'static str, &'static str, &'static str); 2] {
+        let guard = &self.guard;
+        [
+            (
+                guard.mark.is_some(),
+                "mangle",
+                "POSTROUTING",
+                guard::ATTEST_CHAIN,
+            ),
+            (
+                guard.strict.is_some(),
+                "raw",
+                "PREROUTING",
+                guard::STRICT_CHAIN,
+            ),
+        ]
     }
 
     /// The input of `iptables-restore`; the last two say which jumps to add.
@@ -242,38 +308,61 @@ add rule ip flannel-ipv4 forward ip daddr {network} accept
 pub fn remove_iptables(dry_run: bool) -> Vec<String> {
     let mut removed = Vec::new();
     for (table, chain, base, comment) in [
-        ("nat", "FLANNEL-POSTRTG", "POSTROUTING", MASQ),
-        ("filter", "FLANNEL-FWD", "FORWARD", FORWARD),
+        ("nat", "FLANNEL-POSTRTG", "POSTROUTING", Some(MASQ)),
+        ("filter", "FLANNEL-FWD", "FORWARD", Some(FORWARD)),
+        ("mangle", guard::ATTEST_CHAIN, "POSTROUTING", None),
+        ("raw", guard::STRICT_CHAIN, "PREROUTING", None),
     ] {
-        if iptables(&["-t", table, "-S", chain]).is_err() {
-            continue;
-        }
-        let jump = ["-m", "comment", "--comment", comment, "-j", chain];
-        let mut script = format!("*{table}\n");
-        if iptables(&[&["-t", table, "-C", base], &jump[..]].concat()).is_ok() {
-            let _ = writeln!(
-                script,
-                "-D {base} -m comment --comment \"{comment}\" -j {chain}"
-            );
-        }
-        let _ = write!(script, "-F {chain}\n-X {chain}\nCOMMIT\n");
-        if dry_run || run(&["iptables-restore", "--noflush", "--wait"], &script).is_ok() {
+        let condition = comment.map(|comment| ["-m", "comment", "--comment", comment]);
+        if remove_chain(
+            table,
+            base,
+            chain,
+            condition.as_ref().map_or(&[], |it| it),
+            dry_run,
+        ) {
             removed.push(format!("iptables {table} chain {chain}"));
         }
     }
     removed
 }
 
+/// Removes a chain and the jump to it, which has `condition`; whether it was there.
+fn remove_chain(table: &str, base: &str, chain: &str, condition: &[&str], dry_run: bool) -> bool {
+    if iptables(&["-t", table, "-S", chain]).is_err() {
+        return false;
+    }
+    let jump = [condition, &["-j", chain]].concat();
+    let mut script = format!("*{table}\n");
+    if iptables(&[&["-t", table, "-C", base], &jump[..]].concat()).is_ok() {
+        let quoted: Vec<String> = jump.iter().map(|word| quote(word)).collect();
+        let _ = writeln!(script, "-D {base} {}", quoted.join(" "));
+    }
+    let _ = write!(script, "-F {chain}\n-X {chain}\nCOMMIT\n");
+    dry_run || run(&["iptables-restore", "--noflush", "--wait"], &script).is_ok()
+}
+
+/// A word as `iptables-restore` reads it.
+fn quote(word: &str) -> String {
+    if word.contains(' ') {
+        format!("\"{word}\"")
+    } else {
+        word.to_owned()
+    }
+}
+
 /// Removes flannel's nftables tables, if there are any; returns what was removed. With `dry_run` only looks.
 pub fn remove_nftables(dry_run: bool) -> Vec<String> {
-    [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")]
-        .into_iter()
-        .filter(|(family, name)| run(&["nft", "list", "table", family, name], "").is_ok())
-        .filter(|(family, name)| {
-            dry_run || run(&["nft", "delete", "table", family, name], "").is_ok()
-        })
-        .map(|(family, name)| format!("nftables table {family} {name}"))
-        .collect()
+    [
+        ("ip", "flannel-ipv4"),
+        ("ip6", "flannel-ipv6"),
+        ("inet", guard::TABLE),
+    ]
+    .into_iter()
+    .filter(|(family, name)| run(&["nft", "list", "table", family, name], "").is_ok())
+    .filter(|(family, name)| dry_run || run(&["nft", "delete", "table", family, name], "").is_ok())
+    .map(|(family, name)| format!("nftables table {family} {name}"))
+    .collect()
 }
 
 fn iptables(arguments: &[&str]) -> Result<String, Error> {
