@@ -18,6 +18,7 @@ mod permission;
 mod repair;
 mod restart;
 mod rules;
+mod spoofing;
 mod support;
 mod tiers;
 mod wire;
@@ -75,6 +76,10 @@ const VXLAN: &[(&str, Test)] = &[
 
 /// Tests of what does not depend on the path.
 const CONTROL: &[(&str, Test)] = &[
+    (
+        "rules_drop_what_has_a_false_source",
+        spoofing::rules_drop_what_has_a_false_source,
+    ),
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
     (
         "a_lease_that_another_node_took_is_left_to_it",
@@ -159,6 +164,10 @@ const RULED: &[(&str, Test)] = &[
 
 /// Tests of flow permission, with every backend.
 const FLOW: &[(&str, Test)] = &[
+    (
+        "a_false_source_is_dropped_if_wanted",
+        spoofing::a_false_source_is_dropped_if_wanted,
+    ),
     ("a_stream_stays_in_order", flow::a_stream_stays_in_order),
     (
         "datagrams_turn_fast_when_assured",
@@ -197,6 +206,7 @@ fn main() -> ExitCode {
             let setting = Setting {
                 backend,
                 path,
+                mark: false,
                 broken: None,
             };
             let vxlan = (backend == Backend::Vxlan).then_some(VXLAN);
@@ -223,6 +233,16 @@ fn main() -> ExitCode {
             );
         }
     }
+    for backend in [Backend::Vxlan, Backend::HostGw] {
+        let setting = Setting {
+            backend,
+            path: Path::Flow,
+            mark: true,
+            broken: None,
+        };
+        let tests = RULED.iter().chain(FLOW);
+        trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
+    }
     trials.extend(
         CAUGHT
             .iter()
@@ -248,6 +268,7 @@ fn caught(broken: &'static str, test: Test, complaint: &'static str) -> Trial {
     let setting = Setting {
         backend: Backend::Vxlan,
         path: Path::Flow,
+        mark: false,
         broken: Some(broken),
     };
     Trial::ignorable_test(format!("{broken}_is_caught"), move || {

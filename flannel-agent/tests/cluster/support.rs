@@ -51,6 +51,8 @@ pub(crate) enum Path {
 pub(crate) struct Setting {
     pub(crate) backend: Backend,
     pub(crate) path: Path,
+    /// Whether netfilter attests flows by a mark, with nftables' rules for VXLAN and iptables' for host-gw.
+    pub(crate) mark: bool,
     /// A deliberately wrong BPF object to run, by the feature of `flannel-ebpf` that it is built with.
     pub(crate) broken: Option<&'static str>,
 }
@@ -75,7 +77,8 @@ impl fmt::Display for Setting {
             Backend::Vxlan => "vxlan",
             Backend::HostGw => "host_gw",
         };
-        write!(f, "{backend}::{}", self.path.mode())
+        let mark = if self.mark { "_by_mark" } else { "" };
+        write!(f, "{backend}::{}{mark}", self.path.mode())
     }
 }
 
@@ -86,12 +89,18 @@ impl Setting {
             Backend::Vxlan => "vxlan",
             Backend::HostGw => "host-gw",
         };
-        format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
+        let nftables = self.mark && self.backend == Backend::Vxlan;
+        format!(
+            r#"{{"Network":"10.5.0.0/16","EnableNFTables":{nftables},"Backend":{{"Type":"{backend}"}}}}"#
+        )
     }
 
     /// How agents are started.
     pub(crate) fn agent(self) -> AgentConfig {
         let mut agent = AgentConfig::new(AGENT).with_fast_path(self.path.mode());
+        if self.mark {
+            agent.arguments.push("--fast-path-attest=mark".into());
+        }
         if let (Some(broken), Some(folder)) = (self.broken, env::var_os(BROKEN_OBJECTS)) {
             let object = PathBuf::from(folder).join(broken);
             agent
