@@ -1,4 +1,5 @@
-//! The unix socket behind `flannel-agent status`: whoever connects gets the status document, then the end.
+//! The unix socket behind `flannel-agent status` and `flannel-agent fast-path`: whoever connects may ask for another
+//! mode of the fast path, in one line, and gets the status document, then the end.
 
 use std::{
     fs, io,
@@ -8,20 +9,32 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
     time::timeout,
 };
 
-use crate::{board::Board, reconcile::Refresh};
+use crate::{
+    board::Board,
+    fastpath::Mode,
+    reconcile::{Call, Wanted},
+};
+
+/// What a request for another mode of the fast path begins with; the mode's name and the end of the line follow.
+pub const FAST_PATH: &str = "fast-path ";
 
 /// Only root may ask: the status names addresses of nodes and pods.
 const MODE: u32 = 0o600;
 /// Mode of a directory that has to be made.
 const DIRECTORY_MODE: u32 = 0o755;
-/// How long to wait for fresh figures before answering with those that are there.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest request, in bytes.
+const REQUEST_LEN: u64 = 64;
+/// A client that has a request sends it at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long to wait for what was asked, each until it is heard and until it is done, before answering with what is
+/// known.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A client that does not read does not hold its connection for longer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -86,12 +99,12 @@ impl StatusSocket {
         })
     }
 
-    /// Answers for ever; `refresh` asks the reconciler for fresh figures, once it runs.
-    pub async fn serve(&self, board: Board, refresh: mpsc::Sender<Refresh>) {
+    /// Answers for ever; `calls` reach the reconciler, once it runs.
+    pub async fn serve(&self, board: Board, calls: mpsc::Sender<Call>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::spawn(answer(stream, board.clone(), refresh.clone()));
+                    tokio::spawn(answer(stream, board.clone(), calls.clone()));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "status socket: accept");
@@ -102,14 +115,32 @@ impl StatusSocket {
     }
 }
 
-async fn answer(mut stream: UnixStream, board: Board, refresh: mpsc::Sender<Refresh>) {
-    let (sender, done) = oneshot::channel();
-    // Before the reconciler runs nobody receives: the board is what there is.
-    if refresh.try_send(sender).is_ok() {
-        let _ = timeout(REFRESH_TIMEOUT, done).await;
+async fn answer(mut stream: UnixStream, board: Board, calls: mpsc::Sender<Call>) {
+    let Some(wanted) = request(&mut stream).await else {
+        return;
+    };
+    let (done, answered) = oneshot::channel();
+    let call = Call { wanted, done };
+    // Before the reconciler runs nobody acts: the board is what there is.
+    if timeout(CALL_TIMEOUT, calls.send(call)).await.is_ok() {
+        let _ = timeout(CALL_TIMEOUT, answered).await;
     }
     let mut text = serde_json::to_vec(&board.status()).unwrap_or_default();
     text.push(b'\n');
     // A client that went away needs no answer.
     let _ = timeout(WRITE_TIMEOUT, stream.write_all(&text)).await;
+}
+
+/// What the client wants; nothing that is understood gets no answer.
+async fn request(stream: &mut UnixStream) -> Option<Wanted> {
+    let mut text = String::new();
+    let mut limited = stream.take(REQUEST_LEN);
+    let reading = limited.read_to_string(&mut text);
+    // Who merely connects wants the status.
+    if timeout(REQUEST_TIMEOUT, reading).await.is_err() || text.is_empty() {
+        return Some(Wanted::Status);
+    }
+    let mode = text.strip_prefix(FAST_PATH)?.trim_end();
+    let mode = Mode::ALL.into_iter().find(|known| known.name() == mode)?;
+    Some(Wanted::FastPath(mode))
 }

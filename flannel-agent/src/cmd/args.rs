@@ -52,6 +52,8 @@ pub enum Command {
     Run(Box<RunOptions>),
     /// Show what the agent of this node does; exits 0 if it is ready.
     Status(StatusOptions),
+    /// Change which traffic BPF carries, now and until the agent ends; exits 0 if that is so then.
+    FastPath(FastPathOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
 }
@@ -234,6 +236,17 @@ pub struct StatusOptions {
     /// Print the whole status as JSON
     #[arg(long)]
     pub json: bool,
+    /// Socket of the agent
+    #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
+    pub status_socket: PathBuf,
+}
+
+/// Options of `fast-path`.
+#[derive(Debug, Args)]
+pub struct FastPathOptions {
+    /// Which traffic BPF may carry
+    #[arg(value_enum)]
+    pub mode: FastPathMode,
     /// Socket of the agent
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
     pub status_socket: PathBuf,

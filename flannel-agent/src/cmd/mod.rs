@@ -2,12 +2,13 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; `run`: ended by SIGTERM or SIGINT; `status`: the agent is ready |
+//! | 0 | done; `run`: ended by SIGTERM or SIGINT; `status`: the agent is ready; `fast-path`: it is as wanted |
 //! | 1 | failed: one line on standard error says what, why and what to do; `status`: not ready, or no agent |
 //! | 2 | the command line is wrong |
 
 pub mod args;
 pub mod cleanup;
+pub mod fast_path;
 pub mod go_flags;
 pub mod run;
 pub mod status;
@@ -35,6 +36,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         }
         Command::Run(options) => run::run(*options, &invocation.warnings),
         Command::Status(options) => return status::run(&options),
+        Command::FastPath(options) => return fast_path::run(&options),
         Command::Cleanup(options) => cleanup::run(&options),
     };
     match result {

@@ -30,7 +30,7 @@ use crate::{
         etcd::{Etcd, Options as EtcdOptions, TlsFiles},
     },
     netconf::NetworkConfig,
-    reconcile::{self, Inputs, Reconciler, Refresh, Settings, device, rules::Keeper},
+    reconcile::{self, Call, Inputs, Reconciler, Settings, device, rules::Keeper},
     status::{self, Status},
     status_socket::StatusSocket,
     subnet_file,
@@ -147,7 +147,7 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
         },
         ..Status::default()
     });
-    let (refresh, refresh_requests) = mpsc::channel(1);
+    let (call, calls) = mpsc::channel(1);
     let socket = StatusSocket::bind(&options.status_socket)?;
     let health = match options.healthz_port {
         0 => None,
@@ -171,8 +171,8 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
         "starting"
     );
     tokio::select! {
-        result = agent(options, board.clone(), refresh_requests) => result,
-        () = socket.serve(board, refresh) => Ok(()),
+        result = agent(options, board.clone(), calls) => result,
+        () = socket.serve(board, call) => Ok(()),
         _ = terminate.recv() => { tracing::info!("SIGTERM: leaving everything in place"); Ok(()) }
         _ = interrupt.recv() => { tracing::info!("SIGINT: leaving everything in place"); Ok(()) }
     }
@@ -181,10 +181,10 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
 async fn agent(
     options: RunOptions,
     board: Board,
-    mut refresh: mpsc::Receiver<Refresh>,
+    mut calls: mpsc::Receiver<Call>,
 ) -> anyhow::Result<()> {
     let mut manager = subnet_manager(&options);
-    let config = while_answering(&mut refresh, manager.network_config(&board)).await;
+    let config = while_answering(&mut calls, manager.network_config(&board)).await;
     tracing::info!(config = %serde_json::to_string(&config)?, "network config");
     board.update(|status| status.config = serde_json::to_value(&config).ok());
     warn_about_host(&config, &options, &board);
@@ -192,7 +192,7 @@ async fn agent(
     let mut netlink = Netlink::open()?;
     let events = Events::open().context("netlink events")?;
     let interface =
-        while_answering(&mut refresh, find_interface(&mut netlink, &options, &board)).await?;
+        while_answering(&mut calls, find_interface(&mut netlink, &options, &board)).await?;
     if let Some(objection) = backend::objection(&config, &interface) {
         bail!(objection);
     }
@@ -209,7 +209,7 @@ async fn agent(
         attributes: attributes.clone(),
         previous: subnet_file::previous(&options.subnet_file).subnet,
     };
-    let own = while_answering(&mut refresh, manager.acquire(request, &board)).await;
+    let own = while_answering(&mut calls, manager.acquire(request, &board)).await;
 
     let switches = &options.switches;
     let rules = Rules {
@@ -262,7 +262,7 @@ async fn agent(
             leases,
             events,
             rules,
-            refresh,
+            calls,
         },
     )
     .await
@@ -276,15 +276,13 @@ pub fn liberal_state(subnet_file: &Path) -> PathBuf {
 }
 
 /// Answers status requests, from what is on the board, while start-up waits for something.
-async fn while_answering<T>(
-    refresh: &mut mpsc::Receiver<Refresh>,
-    phase: impl Future<Output = T>,
-) -> T {
+async fn while_answering<T>(calls: &mut mpsc::Receiver<Call>, phase: impl Future<Output = T>) -> T {
     let mut phase = std::pin::pin!(phase);
     loop {
         tokio::select! {
             result = &mut phase => return result,
-            Some(answer) = refresh.recv() => { let _ = answer.send(()); }
+            // What is on the board is all that there is; who wanted something else sees there that it is not done.
+            Some(call) = calls.recv() => { let _ = call.done.send(()); }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{self, Read as _, Write as _},
+    net::Shutdown,
     os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
@@ -17,21 +18,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints the status; success if the agent is ready.
 pub fn run(options: &StatusOptions) -> ExitCode {
-    let path = &options.status_socket;
-    let text = match ask(path) {
-        Ok(text) => text,
-        Err(error) => {
-            eprintln!("{}", unreachable_line(path, &error));
-            return ExitCode::FAILURE;
-        }
-    };
-    let status: Status = match serde_json::from_str(&text) {
-        Ok(status) => status,
-        Err(error) => {
-            eprintln!(
-                "error: the agent's answer on {} is not understood ({error}): is it another version?",
-                path.display()
-            );
+    let (status, text) = match fetch(&options.status_socket, "") {
+        Ok(answer) => answer,
+        Err(line) => {
+            eprintln!("{line}");
             return ExitCode::FAILURE;
         }
     };
@@ -57,12 +47,29 @@ pub fn run(options: &StatusOptions) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The agent's answer, as JSON.
+/// The agent's answer to `request`, understood and as it came.
+///
+/// # Errors
+/// The line to print when there is none, or it is not understood.
+pub fn fetch(path: &Path, request: &str) -> Result<(Status, String), String> {
+    let text = ask(path, request).map_err(|error| unreachable_line(path, &error))?;
+    let status = serde_json::from_str(&text).map_err(|error| {
+        format!(
+            "error: the agent's answer on {} is not understood ({error}): is it another version?",
+            path.display()
+        )
+    })?;
+    Ok((status, text))
+}
+
+/// The agent's answer to `request`, or without one its status: JSON in either case.
 ///
 /// # Errors
 /// When nothing listens on the socket, or the answer does not come in time.
-pub fn ask(path: &Path) -> io::Result<String> {
+fn ask(path: &Path, request: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
+    stream.write_all(request.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -304,7 +311,7 @@ mod tests {
     #[test]
     fn an_absent_agent_is_said_so_with_the_remedy() {
         let path = Path::new("/nonexistent/agent.sock");
-        let line = unreachable_line(path, &ask(path).unwrap_err());
+        let line = unreachable_line(path, &ask(path, "").unwrap_err());
         assert!(
             line.contains("no agent runs") && line.contains("flannel-agent run"),
             "{line}"

@@ -107,6 +107,15 @@ impl Engine {
         })
     }
 
+    /// Carries other traffic. Nothing is fast until the maps and hooks are in line with it.
+    pub fn change(&mut self, mode: Mode) {
+        self.options.mode = mode;
+        self.since = nanoseconds(monotonic());
+        if let Err(error) = self.tables.deactivate() {
+            warn!(%error, "the former mode stays until the next change");
+        }
+    }
+
     /// The bit of packets' marks that netfilter must set, if flows are attested by it.
     pub fn mark(&self) -> Option<u32> {
         (self.options.mode == Mode::Flow && self.facts.attest() == Attest::Mark)
@@ -118,7 +127,12 @@ impl Engine {
         self.trouble = None;
         self.failure = self.sync_all(topology).err();
         if let Some(error) = &self.failure {
-            warn!(%error, "the fast path gives this node back to the kernel");
+            if matches!(error, Error::NoMark) {
+                // For the moment that it takes to write the rule.
+                info!(%error, "nothing is fast yet");
+            } else {
+                warn!(%error, "the fast path gives this node back to the kernel");
+            }
             // One direction alone would starve conntrack of half of each connection.
             for result in [self.tables.deactivate(), self.hooks.detach_all()] {
                 if let Err(error) = result {

@@ -42,6 +42,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// All modes.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Subnet, Self::Flow];
+
     /// The name that the option and the status use.
     pub const fn name(self) -> &'static str {
         match self {
@@ -74,7 +77,7 @@ pub enum PodHook {
     Bridge,
 }
 
-/// Settings that do not change while the agent runs.
+/// Settings; only the mode changes while the agent runs.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Which traffic BPF may carry.
@@ -109,7 +112,9 @@ pub struct Options {
 
 /// The running fast path.
 pub struct FastPath {
-    mode: Mode,
+    options: Options,
+    /// The mark, once it was needed.
+    mark: Option<u32>,
     state: State,
 }
 
@@ -122,18 +127,16 @@ enum State {
 impl FastPath {
     /// Loads the programs, or adopts those of an earlier run. Never fails: what could not be done is in the status.
     pub fn start(options: Options) -> Self {
-        let mode = options.mode;
-        let pin_dir = options.pin_dir.clone();
-        let state = match mode {
+        let state = match options.mode {
             Mode::Off => State::Off,
-            Mode::Subnet | Mode::Flow => match Engine::load(options) {
+            Mode::Subnet | Mode::Flow => match Engine::load(options.clone()) {
                 Ok(engine) => State::Loaded(Box::new(engine)),
                 Err(error) => State::Unavailable(error),
             },
         };
         // Programs of an earlier run would go on with maps that nobody updates.
         if !matches!(state, State::Loaded(_)) {
-            match pin::remove(&pin_dir) {
+            match pin::remove(&options.pin_dir) {
                 Ok(removed) if removed.is_empty() => {}
                 Ok(removed) => info!(
                     pins = removed.len(),
@@ -142,7 +145,32 @@ impl FastPath {
                 Err(error) => warn!(%error, "programs of an earlier run stay attached"),
             }
         }
-        Self { mode, state }
+        Self {
+            options,
+            mark: None,
+            state,
+        }
+    }
+
+    /// Carries other traffic from the next [`sync`](Self::sync) on; what the new mode does not allow is the kernel's at
+    /// once.
+    pub fn change(&mut self, mode: Mode) {
+        let options = Options {
+            mode,
+            ..self.options.clone()
+        };
+        match &mut self.state {
+            State::Loaded(engine) if mode != Mode::Off => {
+                engine.change(mode);
+                self.options = options;
+            }
+            _ => {
+                *self = Self {
+                    mark: self.mark,
+                    ..Self::start(options)
+                }
+            }
+        }
     }
 
     /// Brings maps and hooks in line with `topology`. Idempotent.
@@ -152,18 +180,19 @@ impl FastPath {
         }
     }
 
-    /// The bit of packets' marks that netfilter must set on what it attests, if it is netfilter that does.
-    pub fn mark(&self) -> Option<u32> {
-        match &self.state {
-            State::Loaded(engine) => engine.mark(),
-            State::Off | State::Unavailable(_) => None,
+    /// The bit of packets' marks that netfilter must set on what it attests, if it is netfilter that does; also while
+    /// another mode does not need it, so that the rule does not come and go.
+    pub fn mark(&mut self) -> Option<u32> {
+        if let State::Loaded(engine) = &self.state {
+            self.mark = self.mark.or(engine.mark());
         }
+        self.mark
     }
 
     /// What is attached, why not more, and what the counters say.
     pub fn status(&self) -> status::FastPath {
         let mut status = status::FastPath {
-            mode: self.mode.name().into(),
+            mode: self.options.mode.name().into(),
             ..Default::default()
         };
         match &self.state {

@@ -21,7 +21,7 @@ use tokio::{
 pub use dirty::Dirty;
 pub use pass::{Reconciler, Settings};
 
-use crate::{kernel::events::Events, lease};
+use crate::{fastpath, kernel::events::Events, lease};
 
 /// All is read again at this interval, in case an event was missed; upstream's for routes.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -32,8 +32,22 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before something that failed is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// A request to bring the status board up to date; answered when that is done.
-pub type Refresh = oneshot::Sender<()>;
+/// A request from outside.
+pub struct Call {
+    /// What is to be done.
+    pub wanted: Wanted,
+    /// Told when it is done and the status board up to date.
+    pub done: oneshot::Sender<()>,
+}
+
+/// What somebody outside wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The status board brought up to date.
+    Status,
+    /// Another mode of the fast path.
+    FastPath(fastpath::Mode),
+}
 
 /// What wakes the loop.
 pub struct Inputs {
@@ -44,7 +58,7 @@ pub struct Inputs {
     /// From the rules' keeper, when its state has changed.
     pub rules: rules::Keeper,
     /// From the status socket.
-    pub refresh: mpsc::Receiver<Refresh>,
+    pub calls: mpsc::Receiver<Call>,
 }
 
 /// Runs until the subnet manager is gone.
@@ -95,10 +109,15 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
                 }
                 None => return Ok(()),
             },
-            Some(answer) = inputs.refresh.recv() => {
+            Some(Call { wanted, done }) = inputs.calls.recv() => {
+                if let Wanted::FastPath(mode) = wanted {
+                    reconciler.change_fast_path(mode);
+                    reconciler.pass(Dirty::all(), &inputs.rules.state());
+                    inputs.rules.want(|rules| rules.guard = reconciler.guard());
+                }
                 reconciler.report(&inputs.rules.state());
                 // Whoever asked may have given up.
-                let _ = answer.send(());
+                let _ = done.send(());
             }
             () = inputs.rules.changed() => dirty.status = true,
             _ = timer.tick() => dirty = Dirty::all(),

@@ -9,7 +9,7 @@ use super::{Dirty, device, rules};
 use crate::{
     backend::{self, Plan},
     board::Board,
-    fastpath::{FastPath, Topology},
+    fastpath::{self, FastPath, Topology},
     iface::Uplink,
     kernel::{
         decode::Neighbour,
@@ -105,6 +105,14 @@ impl Reconciler {
             failures: BTreeMap::new(),
             listed: false,
         }
+    }
+
+    /// Lets BPF carry other traffic from now on. The next pass, which must read all, brings it about.
+    pub fn change_fast_path(&mut self, mode: fastpath::Mode) {
+        tracing::info!(mode = mode.name(), "fast path");
+        self.fast_path.change(mode);
+        self.settings.fast_path = mode != fastpath::Mode::Off;
+        self.topology = None;
     }
 
     /// This node's subnet.

@@ -77,7 +77,7 @@ impl Reconciler {
     }
 
     /// The rules that the fast path needs beside upstream's.
-    pub fn guard(&self) -> Guard {
+    pub fn guard(&mut self) -> Guard {
         let name = |link: Option<&Link>| link.map(|link| link.name.clone());
         let gateway = subnet_file::gateway(self.own.subnet);
         let device = self

@@ -86,7 +86,8 @@ pub(crate) fn turned_off(setting: Setting) -> Outcome {
     })
 }
 
-fn cleanup(node: &Node) -> anyhow::Result<String> {
+/// Runs `cleanup` on a node whose agent is stopped; returns what it prints.
+pub(crate) fn cleanup(node: &Node) -> anyhow::Result<String> {
     let agent = node.agent();
     let options = [
         "cleanup".to_owned(),

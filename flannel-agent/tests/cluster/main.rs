@@ -173,6 +173,7 @@ const FLOW: &[(&str, Test)] = &[
         "datagrams_turn_fast_when_assured",
         flow::datagrams_turn_fast_when_assured,
     ),
+    ("modes_change_without_loss", restart::modes_change),
     (
         "connections_close_properly",
         flow::connections_close_properly,

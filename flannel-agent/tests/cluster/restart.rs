@@ -90,6 +90,30 @@ pub(crate) fn agents_are_killed_in_a_long_run(setting: Setting) -> Outcome {
     })
 }
 
+/// The running agents are told to carry other traffic, one after the other and back: nothing is lost by it.
+pub(crate) fn modes_change(setting: Setting) -> Outcome {
+    cross(setting, PACKETS, |node| {
+        for mode in ["off", "flow", "subnet", "off", "subnet", "flow"] {
+            let agent = node.agent();
+            let socket = format!("--status-socket={}", agent.socket().display());
+            let said = agent.command_output(&["fast-path", mode, &socket])?;
+            ensure!(said.contains(mode), "{said}");
+            let status = agent.status()?;
+            let fast = &status.fast_path;
+            ensure!(
+                fast.mode == mode && fast.active == (mode != "off"),
+                "{mode}: {fast:?}"
+            );
+            ensure!(
+                fast.hooks.is_empty() == (mode == "off"),
+                "{mode}: {:?}",
+                fast.hooks
+            );
+        }
+        wait_pods_served(node)
+    })
+}
+
 fn kill_and_start(node: &Node) -> Outcome {
     let agent = node.agent();
     agent.kill()?;
@@ -98,21 +122,38 @@ fn kill_and_start(node: &Node) -> Outcome {
     wait_pods_served(node)
 }
 
-/// Does `end` to the sender's agent and then to the receiver's, twice, with traffic running.
+/// As [`cross`], and nearly all packets take the path of the setting: programs and counters outlive the agent.
 fn across(setting: Setting, packets: u64, end: impl Fn(&Node) -> Outcome) -> Outcome {
     with_cluster(setting.pair(), |cluster| {
         let (from, to) = (cluster.node(1), cluster.node(2));
         let meter = Meter::start(from, to)?;
-        let traffic = Traffic::start(&from.pods()[0], &to.pods()[0])?;
-        for node in [from, to, from, to] {
-            end(node).with_context(|| node.name().to_owned())?;
-        }
-        traffic.wait_arrived(packets)?;
-        let report = traffic.stop()?;
-        ensure!(report.received >= packets, "{report:?}");
-        // Programs and counters outlive the agent.
+        let report = with_traffic(from, to, packets, end)?;
         meter.expect(setting.path, report.sent)
     })
+}
+
+/// Does `end` to the agents with traffic running, of which nothing may be lost.
+fn cross(setting: Setting, packets: u64, end: impl Fn(&Node) -> Outcome) -> Outcome {
+    with_cluster(setting.pair(), |cluster| {
+        with_traffic(cluster.node(1), cluster.node(2), packets, end).map(drop)
+    })
+}
+
+/// Does `end` to the sender's agent and then to the receiver's, twice, with traffic running.
+fn with_traffic(
+    from: &Node,
+    to: &Node,
+    packets: u64,
+    end: impl Fn(&Node) -> Outcome,
+) -> anyhow::Result<UdpReport> {
+    let traffic = Traffic::start(&from.pods()[0], &to.pods()[0])?;
+    for node in [from, to, from, to] {
+        end(node).with_context(|| node.name().to_owned())?;
+    }
+    traffic.wait_arrived(packets)?;
+    let report = traffic.stop()?;
+    ensure!(report.received >= packets, "{report:?}");
+    Ok(report)
 }
 
 pub(crate) fn etcd_is_away(setting: Setting) -> Outcome {

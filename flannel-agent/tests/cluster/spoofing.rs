@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::{Node, NodeConfig, Pod, process};
 
+use crate::cleanup::cleanup;
 use crate::support::{Backend, Outcome, PROMPT, Setting, eventually, shell, with_cluster};
 
 /// How long a packet may take, and how long to wait for one that must not come.
@@ -97,9 +98,8 @@ pub(crate) fn rules_drop_what_has_a_false_source(setting: Setting) -> Outcome {
                 !vxlan_arrives(liar, to)?,
                 "nftables {nftables}: VXLAN from a pod arrived"
             );
-            let agent = from.try_agent().context("no agent")?;
-            agent.stop()?;
-            agent.command_output(&["cleanup"])?;
+            from.agent().stop()?;
+            cleanup(from)?;
             ensure!(
                 shell(from, rules).is_err(),
                 "the rules must be gone after cleanup"
