@@ -50,8 +50,8 @@ pub struct Options {
     /// How packets travel between nodes.
     #[arg(long, value_enum, default_value_t = Backend::Vxlan)]
     backend: Backend,
-    /// Whether BPF carries packets between pods, trusting the subnets alone.
-    #[arg(long, value_enum, default_value_t = FastPath::Subnet)]
+    /// Which packets between pods BPF carries: flows that the kernel has passed, all, or none.
+    #[arg(long, value_enum, default_value_t = FastPath::Flow)]
     fast_path: FastPath,
     /// Leave the cluster up, and say how to enter its namespaces and how to remove it.
     #[arg(long)]
