@@ -25,10 +25,8 @@ pub struct FlowKey {
     pub pod_port: Be16,
     /// Port of the pod elsewhere.
     pub remote_port: Be16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
+    /// IP protocol number, widened: bytes that are always zero would be cleared by a call.
+    pub protocol: u32,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
@@ -80,9 +78,12 @@ pub struct Flow {
     pub queued_end: u64,
     /// The latest TCP acknowledgment number that the pod sent while [`Self::queued`] was not zero.
     pub acknowledged: u64,
+    /// The kernel's hash of packets from the pod that bring none along; zero until it was needed. It depends on the key
+    /// alone, and costs more than all else that an encapsulated packet needs to be known of.
+    pub hash: u64,
 }
 
-const _: () = assert!(size_of::<Flow>() == 80);
+const _: () = assert!(size_of::<Flow>() == 88);
 
 /// [`LegTimes`] in a map.
 #[derive(Debug, Default)]
@@ -102,6 +103,7 @@ pub struct SharedFlow {
     in_kernel: Cell<u64>,
     queued_end: Cell<u64>,
     acknowledged: Cell<u64>,
+    hash: Cell<u64>,
 }
 
 const _: () = assert!(
@@ -122,7 +124,20 @@ impl SharedFlow {
             in_kernel: self.in_kernel.get(),
             queued_end: self.queued_end.get(),
             acknowledged: self.acknowledged.get(),
+            hash: self.hash.get(),
         }
+    }
+
+    /// The hash of packets from the pod that bring none along; `compute` asks the kernel, once.
+    #[inline(always)]
+    pub fn hash(&self, compute: impl FnOnce() -> u32) -> u32 {
+        let known = self.hash.get() as u32;
+        if known != 0 {
+            return known;
+        }
+        let hash = compute();
+        self.hash.set(u64::from(hash));
+        hash
     }
 
     #[inline(always)]
@@ -204,6 +219,7 @@ impl From<Flow> for SharedFlow {
             in_kernel: flow.in_kernel.into(),
             queued_end: flow.queued_end.into(),
             acknowledged: flow.acknowledged.into(),
+            hash: flow.hash.into(),
         }
     }
 }

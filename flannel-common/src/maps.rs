@@ -10,7 +10,7 @@ use crate::wire::{Be16, Be32};
 
 /// Version of everything in this file and of the numbers in [`crate::outcome`]. Any change of layout or meaning
 /// changes it.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Subnets of other nodes at most, per map.
 pub const MAX_SUBNETS: u32 = 131_072;

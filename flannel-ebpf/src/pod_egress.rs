@@ -44,7 +44,7 @@ fn forward(ctx: &TcContext, port: Port) -> Result<i32, Outcome> {
     let (written, verdict) = match forward.via {
         Via::Encap => {
             // The hash is the inner flow's only until the headers change.
-            let hash = skb.flow_hash();
+            let hash = skb.flow_hash(forward.flow);
             // SAFETY: no pointer is involved.
             let id = unsafe { bpf_get_prandom_u32() } as u16;
             let headers = encap::headers(config, forward.peer, &forward.ip, hash, id);

@@ -2,6 +2,8 @@
 //!
 //! All that is unsafe about packets is in this file.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
@@ -17,6 +19,7 @@ use bytemuck::Pod;
 use flannel_common::decide::attest::PROBE_TTL;
 use flannel_common::decide::conntrack::{self, Tuples};
 use flannel_common::decide::{Meta, Tag};
+use flannel_common::flow::SharedFlow;
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
@@ -89,19 +92,21 @@ impl Skb {
     /// Whether conntrack has assigned this very packet to a connection that attests its flow.
     #[inline(always)]
     pub fn attested_by_conntrack(&self) -> bool {
-        let mut entry = 0u64;
         // The context is the kernel's `sk_buff` to the kernel's own reads.
-        if !read_kernel(&mut entry, self.raw as usize + kernel::nfct()) {
+        let Some(entry) = read_kernel::<u64>(self.raw as usize + kernel::nfct()) else {
             return false;
-        }
+        };
         let info = (entry & conntrack::INFO_MASK) as u8;
         let address = entry & !conntrack::INFO_MASK;
-        let mut status = 0u64;
-        let mut tuples = Tuples::default();
-        address != 0
-            && read_kernel(&mut status, (address + kernel::ct_status()) as usize)
-            && read_kernel(&mut tuples, (address + kernel::ct_tuples()) as usize)
-            && conntrack::attests(info, status, &tuples)
+        if address == 0 || !conntrack::is_established(info) {
+            return false;
+        }
+        let status = read_kernel::<u64>((address + kernel::ct_status()) as usize);
+        let tuples = read_kernel::<Tuples>((address + kernel::ct_tuples()) as usize);
+        match (status, tuples) {
+            (Some(status), Some(tuples)) => conntrack::attests(info, status, &tuples),
+            _ => false,
+        }
     }
 
     /// Sends a copy into the kernel's path, to be attested and dropped behind it. `offset` is that of the IPv4 header
@@ -125,11 +130,17 @@ impl Skb {
         let _ = self.write(offset, ip);
     }
 
-    /// The hash of its flow, as the kernel's own VXLAN device would use it.
+    /// The hash of its flow, as the kernel's own VXLAN device would use it: the one that came with the packet, such as
+    /// the socket's, or else that of its addresses and ports, which is remembered where `flow` is.
     #[inline(always)]
-    pub fn flow_hash(&self) -> u32 {
+    pub fn flow_hash(&self, flow: Option<&SharedFlow>) -> u32 {
         // SAFETY: the verifier guarantees the context.
-        unsafe { bpf_get_hash_recalc(self.raw) }
+        let ask = || unsafe { bpf_get_hash_recalc(self.raw) };
+        match flow {
+            // SAFETY: as above.
+            Some(flow) if unsafe { (*self.raw).hash } == 0 => flow.hash(ask),
+            _ => ask(),
+        }
     }
 
     /// The address of `size` bytes at `offset` in the linear part.
@@ -222,18 +233,21 @@ impl Packet for Skb {
     }
 }
 
-/// Reads kernel memory; `false`, with zeroes read, where there is none.
+/// Reads kernel memory; nothing where there is none.
 #[inline(always)]
-fn read_kernel<T: Pod>(value: &mut T, address: usize) -> bool {
-    // SAFETY: the helper writes as many bytes as the value has, any of which make a valid one, and survives any address.
+fn read_kernel<T: Pod>(address: usize) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes as many bytes as the value has, and survives any address.
     let result = unsafe {
         bpf_probe_read_kernel(
-            core::ptr::from_mut(value).cast(),
+            value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             address as *const core::ffi::c_void,
         )
     };
-    result == 0
+    // SAFETY: the helper has written every byte, zeroes if it failed, and any bytes make a valid value.
+    let value = unsafe { value.assume_init() };
+    (result == 0).then_some(value)
 }
 
 /// The verdict that sends the packet to a neighbour, whose address the kernel resolves. Kernel 5.10 (commit

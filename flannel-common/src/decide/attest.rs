@@ -5,7 +5,7 @@
 
 use super::transport::Transport;
 use super::{L3, Meta, Tag, Topology};
-use crate::flow::{Flow, FlowKey, Flows, Leg, LegTimes};
+use crate::flow::{Flow, Flows, Leg, LegTimes};
 use crate::maps::{FLAG_ACTIVE, FLAG_FLOWS};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
@@ -35,12 +35,18 @@ pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
     attested: impl FnOnce() -> bool,
 ) -> (Verdict, Outcome) {
-    match learn(packet, meta, leg, topology, flows, attested) {
-        Ok((verdict, outcome)) => (verdict, outcome),
-        Err(outcome) => (Verdict::Pass, outcome),
+    let (Ok(outcome) | Err(outcome)) = learn(packet, meta, leg, topology, flows, attested);
+    // Whatever else is to be said of it: a copy must not get any further.
+    let is_probe =
+        meta.tag == Tag::Probe && packet.read(L3).is_some_and(|ip: Ipv4| ip.ttl < PROBE_TTL);
+    match (is_probe, outcome) {
+        (false, outcome) => (Verdict::Pass, outcome),
+        (true, Outcome::Attested) => (Verdict::Drop, Outcome::ProbeDone),
+        (true, outcome) => (Verdict::Drop, outcome),
     }
 }
 
+/// `Err` is what says nothing of any flow.
 #[inline(always)]
 fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
@@ -49,7 +55,7 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     topology: &T,
     flows: &F,
     attested: impl FnOnce() -> bool,
-) -> Result<(Verdict, Outcome), Outcome> {
+) -> Result<Outcome, Outcome> {
     let config = topology.config();
     if meta.tag == Tag::Fast {
         return Err(Outcome::Redirected);
@@ -81,49 +87,26 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
         return Err(Outcome::Protocol);
     }
     let transport = Transport::read(packet, L3, &ip)?;
-    let key = match leg {
-        Leg::Out => FlowKey {
-            pod: ip.source,
-            remote: ip.destination,
-            pod_port: transport.source,
-            remote_port: transport.destination,
-            protocol: ip.protocol,
-            reserved: [0; 3],
-        },
-        Leg::In => FlowKey {
-            pod: ip.destination,
-            remote: ip.source,
-            pod_port: transport.destination,
-            remote_port: transport.source,
-            protocol: ip.protocol,
-            reserved: [0; 3],
-        },
-    };
-    if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
-        return Err(Outcome::Elsewhere);
-    }
-    let probe = meta.tag == Tag::Probe && ip.ttl < PROBE_TTL;
-    let verdict = if probe { Verdict::Drop } else { Verdict::Pass };
+    let key = transport.flow(&ip, leg);
     let flow = flows.find(&key);
+    // Asked before pods and peers are looked up: conntrack has a quick answer for what is never attested.
     if !attested() {
         if flow.is_some() && !cfg!(feature = "broken-no-kill") {
             flows.forget(&key);
-            return Ok((verdict, Outcome::Killed));
+            return Ok(Outcome::Killed);
         }
-        return Ok((verdict, Outcome::Refused));
+        return Ok(Outcome::Refused);
     }
     if transport.is_control() || flow.is_some_and(|flow| flow.closing(leg)) {
-        return Ok((verdict, Outcome::NotKept));
+        return Ok(Outcome::NotKept);
     }
     let now = flows.now();
     if let Some(flow) = flow {
         flow.set_attested(leg, now);
-        let outcome = if probe {
-            Outcome::ProbeDone
-        } else {
-            Outcome::Attested
-        };
-        return Ok((verdict, outcome));
+        return Ok(Outcome::Attested);
+    }
+    if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
+        return Err(Outcome::Elsewhere);
     }
     let mut new = Flow::default();
     new.legs[leg as usize] = LegTimes {
@@ -137,5 +120,5 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
         new.acknowledged = u64::from(transport.end.wrapping_sub(1));
     }
     flows.create(&key, &new);
-    Ok((verdict, Outcome::Created))
+    Ok(Outcome::Created)
 }

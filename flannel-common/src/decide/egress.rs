@@ -3,7 +3,7 @@
 use super::permit::{Permit, Terms, permit};
 use super::transport::Transport;
 use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
-use crate::flow::{FlowKey, Flows, Leg};
+use crate::flow::{Flows, Leg, SharedFlow};
 use crate::maps::{FLAG_ASSIST, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::{self, Ipv4};
@@ -31,7 +31,7 @@ pub enum Via {
 }
 
 /// A packet that may leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
     /// How.
     pub via: Via,
@@ -41,6 +41,8 @@ pub struct Forward<'a> {
     pub ip: Ipv4,
     /// Whether the kernel is asked again meanwhile.
     pub permit: Permit,
+    /// What is remembered of its flow; nothing where flows need no permission.
+    pub flow: Option<&'a SharedFlow>,
 }
 
 /// Decides about a packet that a pod sent.
@@ -53,7 +55,7 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     meta: &Meta,
     port: Port,
     topology: &'a T,
-    flows: &F,
+    flows: &'a F,
 ) -> Result<Forward<'a>, Outcome> {
     let config = topology.config();
     let ethernet = frame(packet, meta, topology, flows)?;
@@ -82,24 +84,18 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     if via == Via::Encap && ip.total_len.get() > u16::MAX - vxlan::OVERHEAD as u16 {
         return Err(Outcome::Mtu);
     }
-    let permit = if config.flags & FLAG_FLOWS == 0 {
-        Permit::default()
+    let (permit, flow) = if config.flags & FLAG_FLOWS == 0 {
+        (Permit::default(), None)
     } else {
         let transport = Transport::read(packet, L3, &ip)?;
-        let key = FlowKey {
-            pod: ip.source,
-            remote: ip.destination,
-            pod_port: transport.source,
-            remote_port: transport.destination,
-            protocol: ip.protocol,
-            reserved: [0; 3],
-        };
+        let key = transport.flow(&ip, Leg::Out);
         let terms = Terms {
             config,
             since: pod.since.max(peer.since),
             kernel_queues: false,
         };
-        permit(flows, &key, Leg::Out, &transport, &terms)?
+        let (permit, flow) = permit(flows, &key, Leg::Out, &transport, &terms)?;
+        (permit, Some(flow))
     };
     ip.decrement_ttl();
     Ok(Forward {
@@ -107,6 +103,7 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         peer,
         ip,
         permit,
+        flow,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::permit::{Permit, Terms, permit};
 use super::transport::Transport;
 use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
-use crate::flow::{FlowKey, Flows, Leg};
+use crate::flow::{Flows, Leg};
 use crate::maps::{FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
@@ -216,18 +216,11 @@ fn permitted<P: Packet + ?Sized, T: Topology, F: Flows>(
         return Ok(Permit::default());
     }
     let transport = Transport::read(packet, offset, ip)?;
-    let key = FlowKey {
-        pod: ip.destination,
-        remote: ip.source,
-        pod_port: transport.destination,
-        remote_port: transport.source,
-        protocol: ip.protocol,
-        reserved: [0; 3],
-    };
+    let key = transport.flow(ip, Leg::In);
     let terms = Terms {
         config,
         since: pod.since.max(peer.since),
         kernel_queues,
     };
-    permit(flows, &key, Leg::In, &transport, &terms)
+    permit(flows, &key, Leg::In, &transport, &terms).map(|(permit, _)| permit)
 }

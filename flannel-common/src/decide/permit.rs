@@ -6,7 +6,7 @@
 
 use super::transport::Transport;
 use crate::flow::{FlowKey, Flows, Leg, SharedFlow};
-use crate::maps::{Config, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
+use crate::maps::{Config, FLAG_BOTH_LEGS, FLAG_TCP};
 use crate::outcome::Outcome;
 use crate::wire::tcp;
 
@@ -38,21 +38,18 @@ pub struct Terms<'a> {
     pub kernel_queues: bool,
 }
 
-/// Asks for a packet of `leg`.
+/// Asks for a packet of `leg`; also returns what is remembered of its flow.
 ///
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn permit<F: Flows>(
-    flows: &F,
+pub fn permit<'a, F: Flows>(
+    flows: &'a F,
     key: &FlowKey,
     leg: Leg,
     transport: &Transport,
     terms: &Terms<'_>,
-) -> Result<Permit, Outcome> {
-    if terms.config.flags & FLAG_FLOWS == 0 {
-        return Ok(Permit::default());
-    }
+) -> Result<(Permit, &'a SharedFlow), Outcome> {
     if transport.tcp && terms.config.flags & FLAG_TCP == 0 {
         return Err(Outcome::TcpStrict);
     }
@@ -73,7 +70,7 @@ pub fn permit<F: Flows>(
     if queues && !cfg!(feature = "broken-probes-reorder") {
         flow.set_queued(flows.now(), transport.end, result.is_err());
     }
-    result
+    result.map(|permit| (permit, flow))
 }
 
 /// Asks for a packet of a flow that has an entry.

@@ -122,8 +122,7 @@ impl Lab {
             remote: VXLAN.pod.into(),
             pod_port: port(L3 + ipv4::LEN),
             remote_port: port(L3 + ipv4::LEN + 2),
-            protocol: ipv4::TCP,
-            reserved: [0; 3],
+            protocol: u32::from(ipv4::TCP),
         }
     }
 }
@@ -218,6 +217,30 @@ fn a_probe_that_is_refused_ends_the_flow_and_reaches_nobody() {
     assert_eq!(refused, (Verdict::Drop, Outcome::Killed));
     let unknown = lab.forwarded(Leg::Out, ACK, Tag::Probe, false);
     assert_eq!(unknown, (Verdict::Drop, Outcome::Refused));
+}
+
+#[test]
+fn a_probe_gets_no_further_whatever_has_changed_meanwhile() {
+    let changes: [fn(&mut Tables); 3] = [
+        |tables| tables.config.flags &= !FLAG_ACTIVE,
+        |tables| tables.pods.clear(),
+        |tables| tables.config.bridge_index += 1,
+    ];
+    for change in changes {
+        let mut lab = Lab::new();
+        change(&mut lab.tables);
+        let (verdict, _) = lab.forwarded(Leg::Out, ACK, Tag::Probe, true);
+        assert_eq!(verdict, Verdict::Drop);
+    }
+}
+
+#[test]
+fn a_hash_is_asked_for_once() {
+    let lab = Lab::established();
+    let key = Lab::key();
+    let flow = lab.flows.find(&key).expect("an established flow");
+    assert_eq!(flow.hash(|| 0x1234_5678), 0x1234_5678);
+    assert_eq!(flow.hash(|| unreachable!("it is known")), 0x1234_5678);
 }
 
 #[test]
