@@ -17,6 +17,7 @@ mod nodes;
 mod permission;
 mod repair;
 mod restart;
+mod routes;
 mod rules;
 mod spoofing;
 mod support;
@@ -71,6 +72,10 @@ const VXLAN: &[(&str, Test)] = &[
     (
         "100000_packets_cross_kills_without_loss",
         restart::agents_are_killed_in_a_long_run,
+    ),
+    (
+        "direct_and_tunnelled_peers_mix",
+        routes::direct_and_tunnelled_peers_mix,
     ),
 ];
 
