@@ -62,6 +62,9 @@ pub struct LegTimes {
     pub probed: u64,
     /// Not zero once a FIN was seen.
     pub closing: u64,
+    /// What the source address was last found to be right for: the generation of the maps (upper half), and the interface
+    /// or the node that the packet came from. Zero for never.
+    pub checked: u64,
 }
 
 /// The value of a flow, at rest.
@@ -83,7 +86,7 @@ pub struct Flow {
     pub hash: u64,
 }
 
-const _: () = assert!(size_of::<Flow>() == 88);
+const _: () = assert!(size_of::<Flow>() == 104);
 
 /// [`LegTimes`] in a map.
 #[derive(Debug, Default)]
@@ -92,6 +95,7 @@ pub struct SharedLeg {
     attested: Cell<u64>,
     probed: Cell<u64>,
     closing: Cell<u64>,
+    checked: Cell<u64>,
 }
 
 /// A [`Flow`] in a map, shared by the processors.
@@ -117,6 +121,7 @@ impl SharedFlow {
             attested: leg.attested.get(),
             probed: leg.probed.get(),
             closing: leg.closing.get(),
+            checked: leg.checked.get(),
         };
         Flow {
             legs: [leg(&self.legs[0]), leg(&self.legs[1])],
@@ -170,6 +175,16 @@ impl SharedFlow {
         self.legs[leg as usize].closing.set(1);
     }
 
+    #[inline(always)]
+    pub(crate) fn checked(&self, leg: Leg) -> u64 {
+        self.legs[leg as usize].checked.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_checked(&self, leg: Leg, checked: u64) {
+        self.legs[leg as usize].checked.set(checked);
+    }
+
     /// When a packet to the pod was last handed to a queue.
     #[inline(always)]
     pub(crate) fn queued(&self) -> u64 {
@@ -212,6 +227,7 @@ impl From<Flow> for SharedFlow {
             attested: leg.attested.into(),
             probed: leg.probed.into(),
             closing: leg.closing.into(),
+            checked: leg.checked.into(),
         };
         Self {
             legs: flow.legs.map(leg),

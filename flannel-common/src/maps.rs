@@ -27,8 +27,8 @@ pub const MAX_FLOWS: u32 = 131_072;
 pub struct Control {
     /// Slot of the config map.
     pub slot: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Changes with every change of pods and subnets; never zero.
+    pub generation: u32,
     /// When programs stop acting unless the agent writes a later time: nanoseconds of `CLOCK_MONOTONIC`.
     pub expires: u64,
 }

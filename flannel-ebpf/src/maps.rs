@@ -50,7 +50,7 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::SLOTS
 /// The maps as decisions see them, with the config that was in force when the program started.
 pub struct Topology {
     config: &'static Config,
-    expires: u64,
+    control: &'static Control,
 }
 
 impl Topology {
@@ -60,7 +60,7 @@ impl Topology {
         let control = CONTROL.get(0)?;
         Some(Self {
             config: CONFIG.get(control.slot)?,
-            expires: control.expires,
+            control,
         })
     }
 }
@@ -90,8 +90,13 @@ impl decide::Topology for Topology {
     }
 
     #[inline(always)]
+    fn generation(&self) -> u32 {
+        self.control.generation
+    }
+
+    #[inline(always)]
     fn expires(&self) -> u64 {
-        self.expires
+        self.control.expires
     }
 }
 

@@ -44,14 +44,26 @@ impl Skb {
     /// The packet of `ctx`, with its first `headers` bytes in the linear part if it has as many.
     #[inline(always)]
     pub fn new(ctx: &TcContext, headers: usize) -> Self {
-        let skb = Self { raw: ctx.skb.skb };
-        // SAFETY: the verifier guarantees the context.
-        let len = unsafe { (*skb.raw).len };
-        if len as usize >= headers && skb.pointer(0, headers).is_none() {
-            // SAFETY: as above. A failure leaves the linear part as it was: reads behind it are refused.
-            unsafe { bpf_skb_pull_data(skb.raw, headers as u32) };
-        }
+        let mut skb = Self::as_it_is(ctx);
+        skb.pull(headers);
         skb
+    }
+
+    /// The packet of `ctx`, of which perhaps no byte can be read before [`Self::pull`].
+    #[inline(always)]
+    pub fn as_it_is(ctx: &TcContext) -> Self {
+        Self { raw: ctx.skb.skb }
+    }
+
+    /// Gets the first `headers` bytes into the linear part if the packet has as many.
+    #[inline(always)]
+    pub fn pull(&mut self, headers: usize) {
+        // SAFETY: the verifier guarantees the context.
+        let len = unsafe { (*self.raw).len };
+        if len as usize >= headers && self.pointer(0, headers).is_none() {
+            // SAFETY: as above. A failure leaves the linear part as it was: reads behind it are refused.
+            unsafe { bpf_skb_pull_data(self.raw, headers as u32) };
+        }
     }
 
     /// What the kernel knows of the packet.
@@ -66,8 +78,15 @@ impl Skb {
             vlan: raw.vlan_present != 0,
             to_us: raw.pkt_type == PACKET_HOST,
             ingress_ifindex: raw.ingress_ifindex,
-            tag: Tag::from_index(raw.tc_index as u16),
+            tag: self.tag(),
         }
+    }
+
+    /// What this host has noted beside the packet.
+    #[inline(always)]
+    pub fn tag(&self) -> Tag {
+        // SAFETY: the verifier guarantees the context.
+        Tag::from_index(unsafe { (*self.raw).tc_index } as u16)
     }
 
     /// Notes something beside the packet.

@@ -134,6 +134,10 @@ impl Tables {
             self.other_lengths.fill(&contents.other_lengths),
             self.pods.fill(&contents.pods),
         ];
+        // Last, so that nothing is taken for checked that was looked up before.
+        let mut control = self.control()?;
+        control.generation = control.generation.checked_add(1).unwrap_or(1);
+        self.set_control(control)?;
         if self.current()? != config {
             self.set_config(config)?;
         }

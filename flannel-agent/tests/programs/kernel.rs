@@ -120,8 +120,8 @@ impl Kernel {
             .context("CONFIG")?;
         let control = Control {
             slot: self.slot,
+            generation: tables.generation,
             expires: tables.expires(),
-            ..Control::default()
         };
         self.control.set(0, Plain(control), 0).context("CONTROL")?;
         replace(&mut self.subnets, &tables.subnets).context("SUBNETS")?;

@@ -1,10 +1,9 @@
 //! From a pod of this node towards another node.
 
-use super::permit::{Permit, Terms, permit};
-use super::transport::Transport;
-use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
+use super::permit::{Permit, permit};
+use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
 use crate::flow::{Flows, Leg, SharedFlow};
-use crate::maps::{FLAG_ASSIST, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
+use crate::maps::{FLAG_ASSIST, FLAG_STRICT, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::udp::Udp;
@@ -58,8 +57,9 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &'a F,
 ) -> Result<Forward<'a>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology, flows)?;
+    let ethernet = frame(packet, meta, topology)?;
     if config.flags & FLAG_STRICT != 0 {
+        alive(topology, flows.tick())?;
         strict(packet, meta, port, topology)?;
     }
     if ethernet.destination != config.bridge_mac {
@@ -73,7 +73,6 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             Outcome::NoPeer
         });
     };
-    let pod = own(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
     let (via, mtu) = match (peer.is_direct(), config.flags & FLAG_ASSIST != 0) {
         (true, _) => (Via::Direct, config.direct_mtu),
         (false, false) => (Via::Encap, config.tunnel_mtu),
@@ -84,19 +83,22 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     if via == Via::Encap && ip.total_len.get() > u16::MAX - vxlan::OVERHEAD as u16 {
         return Err(Outcome::Mtu);
     }
-    let (permit, flow) = if config.flags & FLAG_FLOWS == 0 {
-        (Permit::default(), None)
-    } else {
-        let transport = Transport::read(packet, L3, &ip)?;
-        let key = transport.flow(&ip, Leg::Out);
-        let terms = Terms {
-            config,
-            since: pod.since.max(peer.since),
-            kernel_queues: false,
-        };
-        let (permit, flow) = permit(flows, &key, Leg::Out, &transport, &terms)?;
-        (permit, Some(flow))
+    let source = || {
+        let pod = own(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
+        Ok(pod.since)
     };
+    let (permit, flow) = permit(
+        packet,
+        L3,
+        &ip,
+        Leg::Out,
+        meta.ifindex,
+        source,
+        peer.since,
+        false,
+        topology,
+        flows,
+    )?;
     ip.decrement_ttl();
     Ok(Forward {
         via,

@@ -1,10 +1,9 @@
 //! From another node to a pod of this one.
 
-use super::permit::{Permit, Terms, permit};
-use super::transport::Transport;
-use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
+use super::permit::{Permit, permit};
+use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
 use crate::flow::{Flows, Leg};
-use crate::maps::{FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
+use crate::maps::{FLAG_DECAP, FLAG_STRICT, LocalPod};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
 use crate::wire::ethernet::{self, Ethernet};
@@ -39,6 +38,11 @@ const VXLAN: usize = UDP + udp::LEN;
 const INNER_ETHERNET: usize = VXLAN + vxlan::LEN;
 const INNER_L3: usize = INNER_ETHERNET + ethernet::LEN;
 
+/// Where a packet comes from whose node does not show: addresses that no node has, for those that are routed here, and
+/// for those that the VXLAN device has decapsulated.
+const ROUTED: u32 = u32::MAX - 1;
+const DEVICE: u32 = u32::MAX;
+
 /// Decides about a packet that arrived at the node's interface.
 ///
 /// # Errors
@@ -51,7 +55,7 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    frame(packet, meta, topology, flows)?;
+    frame(packet, meta, topology)?;
     if !meta.to_us {
         return Err(Outcome::NotRouted);
     }
@@ -71,12 +75,23 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     }
     let len = meta.len.wrapping_sub(L3 as u32).min(total_len);
     let mut ip = forwardable(packet, L3, len)?;
-    let peer = topology
-        .peer(ip.source)
-        .filter(|peer| peer.is_direct())
-        .ok_or(Outcome::PeerSource)?;
     check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
-    let permit = permitted(packet, L3, &ip, pod, peer, topology, flows, false)?;
+    let source = || {
+        let peer = topology.peer(ip.source).filter(|peer| peer.is_direct());
+        peer.map(|peer| peer.since).ok_or(Outcome::PeerSource)
+    };
+    let (permit, _) = permit(
+        packet,
+        L3,
+        &ip,
+        Leg::In,
+        ROUTED,
+        source,
+        pod.since,
+        false,
+        topology,
+        flows,
+    )?;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
@@ -132,14 +147,14 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             .filter(|peer| peer.node_ip == { outer.source })
     };
     if config.flags & FLAG_STRICT != 0 {
+        alive(topology, flows.tick())?;
         let ip: Ipv4 = packet.read(INNER_L3).ok_or(Outcome::Malformed)?;
         if peer_of(&ip).is_none() {
             return Err(Outcome::DropPeerSource);
         }
     }
-    let mut ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
+    let ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
     // An inner datagram without a checksum is covered by the outer one alone, which only the kernel verifies.
     if ip.protocol == ipv4::UDP && udp.checksum.raw() != 0 {
         let inner_udp: Udp = packet
@@ -154,8 +169,23 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     if !merged.merge_outer_ecn(outer.tos) {
         return Err(Outcome::Ecn);
     }
-    let permit = permitted(packet, INNER_L3, &ip, pod, peer, topology, flows, true)?;
-    ip = merged;
+    let source = || {
+        let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
+        Ok(peer.since)
+    };
+    let (permit, _) = permit(
+        packet,
+        INNER_L3,
+        &ip,
+        Leg::In,
+        outer.source.raw(),
+        source,
+        pod.since,
+        true,
+        topology,
+        flows,
+    )?;
+    let mut ip = merged;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
@@ -177,15 +207,29 @@ pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology, flows)?;
+    let ethernet = frame(packet, meta, topology)?;
     if ethernet.destination != config.vtep_mac {
         return Err(Outcome::NotRouted);
     }
     let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    let peer = topology.peer(ip.source).ok_or(Outcome::PeerSource)?;
     check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
-    let permit = permitted(packet, L3, &ip, pod, peer, topology, flows, false)?;
+    let source = || {
+        let peer = topology.peer(ip.source).ok_or(Outcome::PeerSource)?;
+        Ok(peer.since)
+    };
+    let (permit, _) = permit(
+        packet,
+        L3,
+        &ip,
+        Leg::In,
+        DEVICE,
+        source,
+        pod.since,
+        false,
+        topology,
+        flows,
+    )?;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
@@ -193,34 +237,4 @@ pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         ip,
         permit,
     })
-}
-
-/// Asks whether the kernel permits the flow of the packet whose IPv4 header is at `offset`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "in BPF a structure of them would cost a copy on the stack"
-)]
-#[inline(always)]
-fn permitted<P: Packet + ?Sized, T: Topology, F: Flows>(
-    packet: &P,
-    offset: usize,
-    ip: &Ipv4,
-    pod: &LocalPod,
-    peer: &Peer,
-    topology: &T,
-    flows: &F,
-    kernel_queues: bool,
-) -> Result<Permit, Outcome> {
-    let config = topology.config();
-    if config.flags & FLAG_FLOWS == 0 {
-        return Ok(Permit::default());
-    }
-    let transport = Transport::read(packet, offset, ip)?;
-    let key = transport.flow(ip, Leg::In);
-    let terms = Terms {
-        config,
-        since: pod.since.max(peer.since),
-        kernel_queues,
-    };
-    permit(flows, &key, Leg::In, &transport, &terms).map(|(permit, _)| permit)
 }

@@ -5,10 +5,12 @@
 //! forwards is looked at in [`super::attest`].
 
 use super::transport::Transport;
-use crate::flow::{FlowKey, Flows, Leg, SharedFlow};
-use crate::maps::{Config, FLAG_BOTH_LEGS, FLAG_TCP};
+use super::{Topology, alive};
+use crate::flow::{Flows, Leg, SharedFlow};
+use crate::maps::{FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
 use crate::outcome::Outcome;
-use crate::wire::tcp;
+use crate::wire::ipv4::Ipv4;
+use crate::wire::{Packet, tcp};
 
 /// Pause between two probes of one leg, in nanoseconds. Short against any grace, so that one lost probe is not yet a
 /// slow flow.
@@ -26,63 +28,88 @@ pub struct Permit {
     pub queue: bool,
 }
 
-/// What permission depends on beside the flow itself.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
-    /// The node's config.
-    pub config: &'a Config,
-    /// Since when the pod and the peer are what they are.
-    pub since: u64,
-    /// Whether slow packets of this leg wait in a queue that lies between this hook and the one that attests: those
-    /// that the VXLAN device decapsulates, seen from the node's interface.
-    pub kernel_queues: bool,
-}
-
-/// Asks for a packet of `leg`; also returns what is remembered of its flow.
+/// Asks for the packet of `leg` whose IPv4 header `ip` is at `offset`; also returns what is remembered of its flow, where
+/// flows need permission.
+///
+/// `source` checks the source address against `from`, the interface or the node that the packet came from, and says since
+/// when the address is theirs; it is asked once per flow and generation of the maps. The other end is what it is since
+/// `since`. `kernel_queues`: whether slow packets of this leg wait in a queue that lies between this hook and the one that
+/// attests, as those do that the VXLAN device decapsulates, seen from the node's interface.
 ///
 /// # Errors
 /// The reason why the kernel must handle it.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "in BPF a structure of them would cost a copy on the stack"
+)]
 #[inline(always)]
-pub fn permit<'a, F: Flows>(
-    flows: &'a F,
-    key: &FlowKey,
+pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    offset: usize,
+    ip: &Ipv4,
     leg: Leg,
-    transport: &Transport,
-    terms: &Terms<'_>,
-) -> Result<(Permit, &'a SharedFlow), Outcome> {
-    if transport.tcp && terms.config.flags & FLAG_TCP == 0 {
+    from: u32,
+    source: impl FnOnce() -> Result<u64, Outcome>,
+    since: u64,
+    kernel_queues: bool,
+    topology: &T,
+    flows: &'a F,
+) -> Result<(Permit, Option<&'a SharedFlow>), Outcome> {
+    let config = topology.config();
+    if config.flags & FLAG_FLOWS == 0 {
+        source()?;
+        alive(topology, flows.tick())?;
+        return Ok((Permit::default(), None));
+    }
+    let transport = Transport::read(packet, offset, ip)?;
+    let key = transport.flow(ip, leg);
+    let flow = flows.find(&key);
+    let sight = u64::from(topology.generation()) << u32::BITS | u64::from(from);
+    let is_checked = flow.is_some_and(|flow| flow.checked(leg) == sight);
+    let since = if is_checked {
+        since
+    } else {
+        since.max(source()?)
+    };
+    if transport.tcp && config.flags & FLAG_TCP == 0 {
         return Err(Outcome::TcpStrict);
     }
-    let flow = flows.find(key).ok_or(if transport.is_control() {
+    let flow = flow.ok_or(if transport.is_control() {
         Outcome::TcpControl
     } else {
         Outcome::NoFlow
     })?;
     if transport.tcp && transport.flags & (tcp::SYN | tcp::RST) != 0 {
-        flows.forget(key);
+        flows.forget(&key);
         return Err(Outcome::TcpControl);
     }
     if leg == Leg::Out && transport.tcp && flow.queued() != 0 {
         flow.set_acknowledged(transport.acknowledgment);
     }
-    let result = known(flows, flow, leg, transport, terms);
+    let result = known(flow, leg, &transport, since, kernel_queues, topology, flows);
     let queues = leg == Leg::In && !matches!(result, Ok(Permit { queue: false, .. }));
     if queues && !cfg!(feature = "broken-probes-reorder") {
         flow.set_queued(flows.now(), transport.end, result.is_err());
     }
-    result.map(|permit| (permit, flow))
+    let permit = result?;
+    if !is_checked {
+        flow.set_checked(leg, sight);
+    }
+    Ok((permit, Some(flow)))
 }
 
 /// Asks for a packet of a flow that has an entry.
 #[inline(always)]
-fn known<F: Flows>(
-    flows: &F,
+fn known<T: Topology, F: Flows>(
     flow: &SharedFlow,
     leg: Leg,
     transport: &Transport,
-    terms: &Terms<'_>,
+    since: u64,
+    kernel_queues: bool,
+    topology: &T,
+    flows: &F,
 ) -> Result<Permit, Outcome> {
-    let config = terms.config;
+    let config = topology.config();
     if transport.tcp && transport.flags & tcp::FIN != 0 {
         flow.set_closing(leg);
         return Err(Outcome::TcpControl);
@@ -90,7 +117,7 @@ fn known<F: Flows>(
     if flow.closing(leg) {
         return Err(Outcome::Closing);
     }
-    let since = config.since.max(terms.since);
+    let since = config.since.max(since);
     let attested = flow.attested(leg);
     if attested <= since
         || (config.flags & FLAG_BOTH_LEGS != 0 && flow.attested(leg.other()) <= since)
@@ -98,12 +125,13 @@ fn known<F: Flows>(
         return Err(Outcome::NoFlow);
     }
     let now = flows.tick();
+    alive(topology, now)?;
     // The tick may lie before an attestation of the same millisecond.
     let age = now.saturating_sub(attested);
     if age > config.stale_after {
         return Err(Outcome::Stale);
     }
-    let queue = leg == Leg::In && must_queue(flows, flow, attested, terms)?;
+    let queue = leg == Leg::In && must_queue(flows, flow, attested, kernel_queues)?;
     let probe =
         age > config.revalidate_after && now.saturating_sub(flow.probed(leg)) >= PROBE_INTERVAL;
     if probe {
@@ -127,7 +155,7 @@ fn must_queue<F: Flows>(
     flows: &F,
     flow: &SharedFlow,
     attested: u64,
-    terms: &Terms<'_>,
+    kernel_queues: bool,
 ) -> Result<bool, Outcome> {
     let queued = flow.queued();
     if queued == 0 {
@@ -137,7 +165,7 @@ fn must_queue<F: Flows>(
         flow.set_drained();
         return Ok(false);
     }
-    if terms.kernel_queues && flow.in_kernel() && attested < queued {
+    if kernel_queues && flow.in_kernel() && attested < queued {
         return Err(Outcome::Draining);
     }
     Ok(true)

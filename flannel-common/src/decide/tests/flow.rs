@@ -235,6 +235,44 @@ fn a_probe_gets_no_further_whatever_has_changed_meanwhile() {
 }
 
 #[test]
+fn a_source_is_checked_once_in_every_generation() {
+    for (leg, reason) in [
+        (Leg::Out, Outcome::PodSource),
+        (Leg::In, Outcome::PeerSource),
+    ] {
+        let mut lab = Lab::established();
+        assert_eq!(lab.send(leg, ACK), FAST);
+        match leg {
+            Leg::Out => lab.tables.pods.clear(),
+            Leg::In => lab.tables.subnets.clear(),
+        }
+        assert_eq!(lab.send(leg, ACK), FAST, "what was found is remembered");
+        lab.tables.generation += 1;
+        assert_eq!(lab.send(leg, ACK), Err(reason));
+    }
+}
+
+#[test]
+fn a_source_that_was_right_at_one_interface_is_checked_at_another() {
+    let lab = Lab::established();
+    assert_eq!(lab.send(Leg::Out, ACK), FAST);
+    let frame = Lab::frame(Leg::Out, ACK);
+    let meta = Meta {
+        len: frame.len() as u32,
+        ifindex: PORT.index + 1,
+        ..Meta::default()
+    };
+    let spoofed = egress::decide(
+        &frame[..],
+        &meta,
+        egress::Port::Pod,
+        &lab.tables,
+        &lab.flows,
+    );
+    assert_eq!(spoofed.err(), Some(Outcome::PodSource));
+}
+
+#[test]
 fn a_hash_is_asked_for_once() {
     let lab = Lab::established();
     let key = Lab::key();
