@@ -13,6 +13,7 @@ mod flow;
 mod matrix;
 mod meter;
 mod mixed;
+mod mtu;
 mod nodes;
 mod permission;
 mod repair;
@@ -22,6 +23,7 @@ mod rules;
 mod spoofing;
 mod support;
 mod tiers;
+mod window;
 mod wire;
 
 use std::process::ExitCode;
@@ -179,6 +181,15 @@ const FLOW: &[(&str, Test)] = &[
         flow::datagrams_turn_fast_when_assured,
     ),
     ("modes_change_without_loss", restart::modes_change),
+    ("a_stream_learns_the_mtu", mtu::a_stream_learns_the_mtu),
+    (
+        "a_stream_comes_back_to_the_kernel",
+        window::a_stream_comes_back_to_the_kernel,
+    ),
+    (
+        "tcp_never_leaves_a_strict_conntrack",
+        window::tcp_never_leaves_a_strict_conntrack,
+    ),
     (
         "connections_close_properly",
         flow::connections_close_properly,
@@ -201,6 +212,16 @@ const CAUGHT: &[(&str, Test, &str)] = &[
         "broken-probes-reorder",
         flow::a_stream_stays_in_order,
         "out of order",
+    ),
+    (
+        "broken-no-gso-size",
+        mtu::a_stream_learns_the_mtu,
+        "packets were sent that the wire does not take",
+    ),
+    (
+        "broken-no-be-liberal",
+        window::tcp_never_leaves_a_strict_conntrack,
+        "packets were INVALID",
     ),
 ];
 

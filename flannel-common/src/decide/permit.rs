@@ -71,7 +71,8 @@ pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     } else {
         since.max(source()?)
     };
-    if transport.tcp && config.flags & FLAG_TCP == 0 {
+    let is_strict = config.flags & FLAG_TCP == 0 && !cfg!(feature = "broken-no-be-liberal");
+    if transport.tcp && is_strict {
         return Err(Outcome::TcpStrict);
     }
     let flow = flow.ok_or(if transport.is_control() {
