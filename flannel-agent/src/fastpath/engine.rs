@@ -190,7 +190,7 @@ impl Engine {
         };
         contents.set_peers(&topology.peers, topology.subnet.prefix_len());
         let ports = self.attach_pods(topology, &mut contents);
-        self.tables.beat(monotonic())?;
+        self.tables.beat(monotonic() + self.options.heartbeat)?;
         if let Err(error) = self.tables.sync(contents) {
             self.trouble = Some(error);
         }

@@ -28,10 +28,6 @@ use crate::status::Counters;
 type Hash<V> = HashMap<MapData, Plain<Be32>, Plain<V>>;
 type Trie<V> = LpmTrie<MapData, Plain<Be32>, Plain<V>>;
 
-/// How long programs act without a sign of life of the agent: upgrades and crash loops take minutes, and what they know
-/// stays true for longer.
-const HEARTBEAT: Duration = Duration::from_secs(600);
-
 /// All maps.
 pub struct Tables {
     control: Array<MapData, Plain<Control>>,
@@ -140,13 +136,13 @@ impl Tables {
         results.into_iter().collect()
     }
 
-    /// Tells programs that the agent is alive, and so when they may stop believing it.
+    /// Tells programs that the agent is alive, and so until when they may believe it.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn beat(&mut self, now: Duration) -> Result<(), Error> {
+    pub fn beat(&mut self, until: Duration) -> Result<(), Error> {
         let mut control = self.control()?;
-        control.expires = nanoseconds(now + HEARTBEAT);
+        control.expires = nanoseconds(until);
         self.set_control(control)
     }
 
