@@ -195,6 +195,9 @@ impl Engine {
             self.trouble = Some(error);
         }
         let attesters: Vec<u32> = attesters.iter().map(|device| device.index).collect();
+        if !learns {
+            self.hooks.let_probes_pass();
+        }
         self.hooks.prune(Hook::AttestOut, &attesters)?;
         for (hook, device) in receivers {
             let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();

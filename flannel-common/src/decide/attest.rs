@@ -21,11 +21,18 @@ pub enum Verdict {
     Drop,
 }
 
-/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get past
-/// that hook, the next router drops it.
+/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get out
+/// of the node past that hook (a route was turned, the hook was taken away), the next node does not forward it to a pod.
+///
+/// It also keeps probes apart where packets are merged (GRO compares it), which is why packets that have as little left
+/// themselves are never probes.
 pub const PROBE_TTL: u8 = 2;
 
 /// Learns from a packet of `leg`; `attested` asks conntrack.
+///
+/// A probe goes no further, whatever was learned, wherever the kernel has sent it and whatever rules have made of its
+/// bytes: somebody would get its original a second time. Its tag alone tells it, which no rule can copy to a packet that
+/// is none.
 #[inline(always)]
 pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
@@ -35,10 +42,15 @@ pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
     attested: impl FnOnce() -> bool,
 ) -> (Verdict, Outcome) {
-    match learn(packet, meta, leg, topology, flows, attested) {
-        Ok((verdict, outcome)) => (verdict, outcome),
-        Err(outcome) => (Verdict::Pass, outcome),
-    }
+    let outcome = match learn(packet, meta, leg, topology, flows, attested) {
+        Ok(outcome) | Err(outcome) => outcome,
+    };
+    let verdict = if meta.tag == Tag::Probe {
+        Verdict::Drop
+    } else {
+        Verdict::Pass
+    };
+    (verdict, outcome)
 }
 
 #[inline(always)]
@@ -49,7 +61,7 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     topology: &T,
     flows: &F,
     attested: impl FnOnce() -> bool,
-) -> Result<(Verdict, Outcome), Outcome> {
+) -> Result<Outcome, Outcome> {
     let config = topology.config();
     if meta.tag == Tag::Fast {
         return Err(Outcome::Redirected);
@@ -102,28 +114,25 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
         return Err(Outcome::Elsewhere);
     }
-    let probe = meta.tag == Tag::Probe && ip.ttl < PROBE_TTL;
-    let verdict = if probe { Verdict::Drop } else { Verdict::Pass };
     let flow = flows.find(&key);
     if !attested() {
         if flow.is_some() && !cfg!(feature = "broken-no-kill") {
             flows.forget(&key);
-            return Ok((verdict, Outcome::Killed));
+            return Ok(Outcome::Killed);
         }
-        return Ok((verdict, Outcome::Refused));
+        return Ok(Outcome::Refused);
     }
     if transport.is_control() || flow.is_some_and(|flow| flow.closing(leg)) {
-        return Ok((verdict, Outcome::NotKept));
+        return Ok(Outcome::NotKept);
     }
     let now = flows.now();
     if let Some(flow) = flow {
         flow.set_attested(leg, now);
-        let outcome = if probe {
+        return Ok(if meta.tag == Tag::Probe {
             Outcome::ProbeDone
         } else {
             Outcome::Attested
-        };
-        return Ok((verdict, outcome));
+        });
     }
     let mut new = Flow::default();
     new.legs[leg as usize] = LegTimes {
@@ -137,5 +146,5 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
         new.acknowledged = u64::from(transport.end.wrapping_sub(1));
     }
     flows.create(&key, &new);
-    Ok((verdict, Outcome::Created))
+    Ok(Outcome::Created)
 }

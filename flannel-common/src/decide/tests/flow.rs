@@ -24,13 +24,13 @@ const ACK: u8 = 1 << 4;
 const ACKNOWLEDGMENT: usize = L3 + ipv4::LEN + 8;
 
 /// A node, its flows, and what passes by its hooks.
-struct Lab {
-    tables: Tables,
-    flows: Memory,
+pub(super) struct Lab {
+    pub(super) tables: Tables,
+    pub(super) flows: Memory,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut tables = Tables::node();
         tables.config.flags |= FLAG_FLOWS | FLAG_TCP;
         tables.config.revalidate_after = REVALIDATE;
@@ -39,7 +39,7 @@ impl Lab {
         Self { tables, flows }
     }
 
-    fn pass(&self, nanoseconds: u64) {
+    pub(super) fn pass(&self, nanoseconds: u64) {
         self.flows.now.set(self.flows.now.get() + nanoseconds);
     }
 
@@ -218,23 +218,6 @@ fn a_probe_that_is_refused_ends_the_flow_and_reaches_nobody() {
     assert_eq!(refused, (Verdict::Drop, Outcome::Killed));
     let unknown = lab.forwarded(Leg::Out, ACK, Tag::Probe, false);
     assert_eq!(unknown, (Verdict::Drop, Outcome::Refused));
-}
-
-#[test]
-fn a_packet_is_not_dropped_for_its_tag_alone() {
-    let lab = Lab::established();
-    let mut frame = Lab::frame(Leg::Out, ACK);
-    frame[L3 + 8] = 63;
-    let meta = Meta {
-        len: frame.len() as u32,
-        ingress_ifindex: BRIDGE.index,
-        tag: Tag::Probe,
-        ..Meta::default()
-    };
-    let (verdict, _) = attest(&frame[..], &meta, Leg::Out, &lab.tables, &lab.flows, || {
-        true
-    });
-    assert_eq!(verdict, Verdict::Pass);
 }
 
 #[test]
