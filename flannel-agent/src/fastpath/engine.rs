@@ -404,6 +404,7 @@ impl Engine {
         if self.options.mode == Mode::Flow {
             status.attestation = Some(self.facts.attest().name().into());
             status.flows = self.tables.flows().ok();
+            status.revalidate_ms = Some(self.tables.revalidation().as_millis() as u64);
         }
         status.reason = problem.map(ToString::to_string);
         status.remedy = problem.map(|error| error.remedy().to_owned());

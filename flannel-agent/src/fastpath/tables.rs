@@ -188,6 +188,12 @@ impl Tables {
         sys::count_entries::<FlowKey, Flow>(self.flows.fd().as_fd())
     }
 
+    /// The age from which the programs probe a flow; zero if there is none.
+    pub fn revalidation(&self) -> Duration {
+        let config = self.current().unwrap_or_default();
+        Duration::from_nanos(config.revalidate_after)
+    }
+
     fn current(&self) -> Result<Config, Error> {
         let slot = self.control()?.slot;
         let config = self

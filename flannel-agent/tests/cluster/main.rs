@@ -10,10 +10,12 @@ mod config;
 mod declined;
 mod fallback;
 mod flow;
+mod life;
 mod matrix;
 mod meter;
 mod mixed;
 mod nodes;
+mod pair;
 mod permission;
 mod repair;
 mod restart;
@@ -160,6 +162,10 @@ const RULED: &[(&str, Test)] = &[
         permission::one_port_after_conntrack_forgot,
     ),
     ("policies_are_obeyed", permission::policies_are_obeyed),
+    (
+        "connections_end_as_in_the_kernel",
+        life::connections_end_as_in_the_kernel,
+    ),
 ];
 
 /// Tests of flow permission, with every backend.
@@ -179,6 +185,22 @@ const FLOW: &[(&str, Test)] = &[
         flow::connections_close_properly,
     ),
 ];
+
+/// Tests of flow permission that do not depend on who attests.
+const FLOW_LIFE: &[(&str, Test)] = &[
+    (
+        "half_closed_downloads_stay_fast",
+        life::half_closed_downloads_stay_fast,
+    ),
+    ("flows_come_back", life::flows_come_back),
+    ("one_node_alone_is_fast", life::one_node_alone_is_fast),
+];
+
+/// Tests of flow permission that depend neither on who attests nor on the backend.
+const FLOW_ALONE: &[(&str, Test)] = &[(
+    "one_way_datagrams_outlive_short_timeouts",
+    life::one_way_datagrams_outlive_short_timeouts,
+)];
 
 /// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
 const CAUGHT: &[(&str, Test, &str)] = &[
@@ -215,6 +237,8 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
+            let life = flow.map(|_| FLOW_LIFE);
+            let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let tests = [
                 Some(EVERYWHERE),
@@ -223,6 +247,8 @@ fn main() -> ExitCode {
                 fast,
                 fast_vxlan,
                 flow,
+                life,
+                alone,
                 ruled,
             ];
             trials.extend(
