@@ -148,8 +148,7 @@ fn remove_tree(path: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
         .map_err(failed(path))?
         .flatten()
         .collect();
-    // "links" before "maps"; of the links, those that send probes before those that drop them.
-    entries.sort_by_key(|entry| (hooks::attests(&entry.path()), entry.file_name()));
+    entries.sort_by_key(|entry| rank(&entry.path()));
     let mut probes = false;
     for entry in entries {
         let path = entry.path();
@@ -175,4 +174,33 @@ fn remove_tree(path: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
         removed.push(path.display().to_string());
     }
     fs::remove_dir(path).map_err(failed(path))
+}
+
+/// The order of removal: "links" before "maps"; of the links, those that send probes before those that drop them.
+fn rank(pin: &Path) -> (bool, PathBuf) {
+    (hooks::attests(pin), pin.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drops_probes_is_removed_last() {
+        let names = [
+            "attest_in-7",
+            "attest_out-3",
+            "clsact-attest_in-8",
+            "bridge_egress-4",
+            "clsact-pod_egress-8",
+            "nic_ingress-2",
+            "pod_egress-7",
+            "vtep_ingress-3",
+        ];
+        let mut pins: Vec<&Path> = names.iter().map(Path::new).collect();
+        pins.sort_by_key(|pin| rank(pin));
+        let last: Vec<bool> = pins.iter().map(|pin| hooks::attests(pin)).collect();
+        assert_eq!(last, [false, false, false, false, false, true, true, true]);
+        assert!(rank(Path::new("links")) < rank(Path::new("maps")));
+    }
 }
