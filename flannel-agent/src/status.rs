@@ -100,6 +100,10 @@ pub struct FastPath {
     /// Flows that are remembered.
     #[serde(default)]
     pub flows: Option<u64>,
+    /// How old an attestation gets before the kernel is asked again, in milliseconds: as the option says, or less where
+    /// conntrack forgets sooner.
+    #[serde(default)]
+    pub revalidate_ms: Option<u64>,
     /// Attached hooks.
     pub hooks: Vec<Hook>,
     /// Pods of this node that the fast path serves, or why it does not.

@@ -18,7 +18,7 @@ const _: () = assert!(vxlan::OVERHEAD == ipv4::LEN + udp::LEN + vxlan::LEN + eth
 /// TC ingress, node's interface.
 #[classifier]
 pub fn nic_ingress(ctx: TcContext) -> i32 {
-    verdict(Hook::NicIngress, receive(&ctx))
+    verdict(&ctx, Hook::NicIngress, receive(&ctx))
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@ use flannel_common::decide::attest::PROBE_TTL;
 use flannel_common::decide::conntrack::{self, Tuples};
 use flannel_common::decide::{Meta, Tag};
 use flannel_common::flow::SharedFlow;
+use flannel_common::maps::{Config, FLAG_FLOWS};
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
@@ -89,6 +90,24 @@ impl Skb {
         Tag::from_index(unsafe { (*self.raw).tc_index } as u16)
     }
 
+    /// Tells the hook that attests, if there is one, that the packet is one of ours. Without one nobody would take the
+    /// tag off again, and over a veth it would get to another namespace.
+    #[inline(always)]
+    pub fn set_fast(&mut self, config: &Config) {
+        if config.flags & FLAG_FLOWS != 0 {
+            self.set_tag(Tag::Fast);
+        }
+    }
+
+    /// Takes off a tag that the packet must have from elsewhere (a veth is no barrier to it) and that would keep the hook
+    /// that attests from looking at it.
+    #[inline(always)]
+    pub fn clear_fast(&mut self) {
+        if self.tag() == Tag::Fast {
+            self.set_tag(Tag::None);
+        }
+    }
+
     /// Notes something beside the packet.
     #[inline(always)]
     pub fn set_tag(&mut self, tag: Tag) {
@@ -135,6 +154,10 @@ impl Skb {
         let Some(ip) = self.read::<Ipv4>(offset) else {
             return;
         };
+        // Nothing would tell a copy from the packets around it.
+        if ip.ttl <= PROBE_TTL {
+            return;
+        }
         if !self.write(offset, ip.with_ttl(PROBE_TTL)) {
             return;
         }

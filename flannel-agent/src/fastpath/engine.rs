@@ -190,11 +190,14 @@ impl Engine {
         };
         contents.set_peers(&topology.peers, topology.subnet.prefix_len());
         let ports = self.attach_pods(topology, &mut contents);
-        self.tables.beat(monotonic())?;
+        self.tables.beat(monotonic() + self.options.heartbeat)?;
         if let Err(error) = self.tables.sync(contents) {
             self.trouble = Some(error);
         }
         let attesters: Vec<u32> = attesters.iter().map(|device| device.index).collect();
+        if !learns {
+            self.hooks.let_probes_pass();
+        }
         self.hooks.prune(Hook::AttestOut, &attesters)?;
         for (hook, device) in receivers {
             let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();
@@ -401,6 +404,7 @@ impl Engine {
         if self.options.mode == Mode::Flow {
             status.attestation = Some(self.facts.attest().name().into());
             status.flows = self.tables.flows().ok();
+            status.revalidate_ms = Some(self.tables.revalidation().as_millis() as u64);
         }
         status.reason = problem.map(ToString::to_string);
         status.remedy = problem.map(|error| error.remedy().to_owned());

@@ -104,6 +104,8 @@ pub struct Options {
     pub revalidate: Duration,
     /// How much longer it stays fast without an answer.
     pub grace: Duration,
+    /// How long programs act without a sign of life of the agent.
+    pub heartbeat: Duration,
     /// Whether packets with a source address that is not their sender's are dropped.
     pub strict: bool,
     /// Where the former value of a host setting is noted that the fast path changes.

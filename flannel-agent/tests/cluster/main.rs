@@ -4,17 +4,23 @@
 //! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
 //! of its own, so any number of them run side by side.
 
+mod away;
 mod bypass;
 mod cleanup;
 mod config;
 mod declined;
+mod escape;
 mod fallback;
+mod floods;
 mod flow;
+mod life;
+mod marks;
 mod matrix;
 mod meter;
 mod mixed;
 mod mtu;
 mod nodes;
+mod pair;
 mod permission;
 mod repair;
 mod restart;
@@ -167,6 +173,10 @@ const RULED: &[(&str, Test)] = &[
         permission::one_port_after_conntrack_forgot,
     ),
     ("policies_are_obeyed", permission::policies_are_obeyed),
+    (
+        "connections_end_as_in_the_kernel",
+        life::connections_end_as_in_the_kernel,
+    ),
 ];
 
 /// Tests of flow permission, with every backend.
@@ -193,6 +203,92 @@ const FLOW: &[(&str, Test)] = &[
     (
         "connections_close_properly",
         flow::connections_close_properly,
+    ),
+];
+
+/// Tests of flow permission that do not depend on who attests.
+const FLOW_LIFE: &[(&str, Test)] = &[
+    (
+        "half_closed_downloads_stay_fast",
+        life::half_closed_downloads_stay_fast,
+    ),
+    ("flows_come_back", life::flows_come_back),
+    ("one_node_alone_is_fast", life::one_node_alone_is_fast),
+    (
+        "probes_without_a_hook_reach_nobody",
+        escape::probes_without_a_hook_reach_nobody,
+    ),
+    (
+        "redirected_packets_end_no_flow",
+        marks::redirected_packets_end_no_flow,
+    ),
+    ("tags_stay_on_their_node", marks::tags_stay_on_their_node),
+    (
+        "without_a_heartbeat_the_kernel_carries",
+        away::without_a_heartbeat_the_kernel_carries,
+    ),
+    (
+        "flows_stay_fast_without_the_agent",
+        away::flows_stay_fast_without_the_agent,
+    ),
+];
+
+/// Tests of flow permission that depend neither on who attests nor on the backend.
+const FLOW_ALONE: &[(&str, Test)] = &[
+    (
+        "one_way_datagrams_outlive_short_timeouts",
+        life::one_way_datagrams_outlive_short_timeouts,
+    ),
+    ("scans_leave_nothing", floods::scans_leave_nothing),
+    (
+        "more_flows_than_the_map_holds_are_slow",
+        floods::more_flows_than_the_map_holds,
+    ),
+    (
+        "probes_on_a_turned_route_reach_nobody",
+        escape::probes_on_a_turned_route_reach_nobody,
+    ),
+    (
+        "one_probe_at_most_reaches_a_pod",
+        escape::one_probe_at_most_reaches_a_pod,
+    ),
+    (
+        "probes_with_another_time_to_live_reach_nobody",
+        escape::probes_with_another_time_to_live_reach_nobody,
+    ),
+    (
+        "probes_across_changes_reach_nobody",
+        escape::probes_across_changes_reach_nobody,
+    ),
+    (
+        "a_stream_that_the_device_merges_stays_in_order",
+        flow::a_stream_that_the_device_merges_stays_in_order,
+    ),
+    (
+        "pods_that_come_and_go_make_no_other_cold",
+        away::pods_that_come_and_go_make_no_other_cold,
+    ),
+    (
+        "a_changed_lease_makes_its_own_flows_cold",
+        away::a_changed_lease_makes_its_own_flows_cold,
+    ),
+];
+
+/// Tests of marks, whoever attests.
+const MARKS: &[(&str, Test)] = &[(
+    "copied_marks_harm_nothing",
+    marks::copied_marks_harm_nothing,
+)];
+
+/// Tests of attestation by a mark.
+const MARKED: &[(&str, Test)] = &[
+    (
+        "routing_by_the_mark_catches_nothing",
+        marks::routing_by_the_mark_catches_nothing,
+    ),
+    (
+        "marks_of_others_attest_nothing",
+        marks::marks_of_others_attest_nothing,
     ),
 ];
 
@@ -241,6 +337,9 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
+            let life = flow.map(|_| FLOW_LIFE);
+            let marks = flow.map(|_| MARKS);
+            let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let tests = [
                 Some(EVERYWHERE),
@@ -249,6 +348,9 @@ fn main() -> ExitCode {
                 fast,
                 fast_vxlan,
                 flow,
+                life,
+                marks,
+                alone,
                 ruled,
             ];
             trials.extend(
@@ -267,7 +369,7 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = RULED.iter().chain(FLOW);
+        let tests = [RULED, FLOW, MARKS, MARKED].into_iter().flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
     }
     trials.extend(

@@ -133,8 +133,7 @@ fn known<T: Topology, F: Flows>(
         return Err(Outcome::Stale);
     }
     let queue = leg == Leg::In && must_queue(flows, flow, attested, kernel_queues)?;
-    let probe =
-        age > config.revalidate_after && now.saturating_sub(flow.probed(leg)) >= PROBE_INTERVAL;
+    let probe = age > config.revalidate_after && may_probe(flow, leg, transport, attested, now);
     if probe {
         flow.set_probed(leg, now);
         if cfg!(feature = "broken-probes-reorder") {
@@ -142,6 +141,18 @@ fn known<T: Topology, F: Flows>(
         }
     }
     Ok(Permit { probe, queue })
+}
+
+/// Whether it is time for a probe.
+///
+/// One is repeated until it is answered, as it may be lost. Not so that of a datagram to a pod: behind the hook that
+/// drops it is nothing but the pod, so if somebody has taken the hook away, the pod gets one datagram twice, not many.
+#[inline(always)]
+fn may_probe(flow: &SharedFlow, leg: Leg, transport: &Transport, attested: u64, now: u64) -> bool {
+    let probed = flow.probed(leg);
+    let unanswered = probed > attested;
+    let once = leg == Leg::In && !transport.tcp;
+    !(once && unanswered) && now.saturating_sub(probed) >= PROBE_INTERVAL
 }
 
 /// Whether packets that went to the pod earlier may still wait at the veth; fails if they may wait in the kernel's path

@@ -6,7 +6,7 @@ use proptest::sample::{Index, select};
 use super::meta;
 use crate::decide::Topology as _;
 use crate::decide::{L3, Meta, encap};
-use crate::maps::Config;
+use crate::maps::{Config, FLAG_FLOWS};
 use crate::outcome::Hook;
 use crate::testing::fixtures::{self, Expected, Fixture};
 use crate::testing::frame::{Frame, INNER, L4, ip_at, ip_checksum_is_right};
@@ -46,6 +46,8 @@ fn any_fixture() -> impl Strategy<Value = Fixture> {
     const LARGEST: usize = 4_096;
     let mut small = fixtures::all();
     small.retain(|fixture| fixture.frame.len() <= LARGEST);
+    // The others forward nothing.
+    small.retain(|fixture| Hook::FORWARDING.contains(&fixture.hook));
     select(small)
 }
 
@@ -265,9 +267,11 @@ fn flipped_bits_in_protected_fields_are_not_fast() {
                 let mut frame = frame.clone();
                 frame[byte] ^= 1 << bit;
                 let fast = is_fast(&fixture, &frame);
-                // POD and POD_VIA differ in one bit: at the bridge both may send.
-                let other_pod =
-                    fixture.hook == Hook::BridgeEgress && byte == L3 + SOURCE.end - 1 && bit == 0;
+                // POD and POD_VIA differ in one bit: at the bridge both may send, though not on the same flow.
+                let other_pod = fixture.hook == Hook::BridgeEgress
+                    && fixture.tables.config.flags & FLAG_FLOWS == 0
+                    && byte == L3 + SOURCE.end - 1
+                    && bit == 0;
                 assert_eq!(
                     fast,
                     other_pod,
