@@ -135,6 +135,8 @@ pub struct Counters {
     pub fast_egress: u64,
     /// Packets from another node that BPF delivered to a pod.
     pub fast_ingress: u64,
+    /// How many of those XDP took out of their tunnel.
+    pub decapsulated: u64,
     /// Packets handed to the kernel, by reason.
     pub declined: BTreeMap<String, u64>,
     /// Packets that the kernel has forwarded, by what was learned from them.
@@ -153,6 +155,7 @@ impl Counters {
         Self {
             fast_egress: self.fast_egress.saturating_sub(earlier.fast_egress),
             fast_ingress: self.fast_ingress.saturating_sub(earlier.fast_ingress),
+            decapsulated: self.decapsulated.saturating_sub(earlier.decapsulated),
             declined: since(&self.declined, &earlier.declined),
             attest: since(&self.attest, &earlier.attest),
         }

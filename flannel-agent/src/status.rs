@@ -139,6 +139,9 @@ pub struct Counters {
     pub fast_egress: u64,
     /// Packets from another node that BPF delivered to a pod.
     pub fast_ingress: u64,
+    /// How many of those XDP took out of their tunnel.
+    #[serde(default)]
+    pub decapsulated: u64,
     /// Packets handed to the kernel, by reason. Only those that a hook saw.
     pub declined: BTreeMap<String, u64>,
     /// Packets that the kernel has forwarded, by what was learned from them.

@@ -15,7 +15,11 @@ use crate::skb::{DROP, Skb, to_device, to_veth_peer};
 #[inline(always)]
 pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<i32, Outcome> {
     if deliver.permit.probe {
-        skb.probe(deliver.offset());
+        if deliver.decapsulated {
+            skb.probe_decapsulated(config);
+        } else {
+            skb.probe(deliver.offset());
+        }
     }
     if deliver.tunnelled {
         skb.shrink()?;

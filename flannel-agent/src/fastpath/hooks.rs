@@ -1,4 +1,5 @@
-//! Attached programs. One place owns every link: it is pinned when it is made, and what is pinned is what is attached.
+//! Attached programs of traffic control. One place owns every link: it is pinned when it is made, and what is pinned is
+//! what is attached.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::{fs, io, thread};
@@ -69,7 +70,12 @@ impl Hooks {
             own: own_programs(bpf),
         };
         for (name, ifindex) in hooks.pins.existing_links() {
-            let hook = Hook::ALL.into_iter().find(|hook| hook.name() == name);
+            if name == Hook::NicXdp.name() {
+                continue;
+            }
+            let hook = Hook::TRAFFIC_CONTROL
+                .into_iter()
+                .find(|hook| hook.name() == name);
             let replaced = match hook {
                 Some(hook) if attach == Attach::Tcx => hooks.replace(bpf, hook, ifindex),
                 _ => Ok(false),
@@ -304,7 +310,7 @@ fn own_programs(bpf: &Ebpf) -> BTreeSet<u32> {
         let program: &SchedClassifier = bpf.program(hook.name())?.try_into().ok()?;
         program.info().ok().map(|info| info.id())
     };
-    Hook::ALL.into_iter().filter_map(id).collect()
+    Hook::TRAFFIC_CONTROL.into_iter().filter_map(id).collect()
 }
 
 /// A program of the object, loaded into the kernel.
@@ -408,7 +414,11 @@ fn is_exists(error: &TcError) -> bool {
     false
 }
 
-fn index_name(ifindex: u32) -> io::Result<String> {
+/// The name of an interface.
+///
+/// # Errors
+/// What the kernel says.
+pub fn index_name(ifindex: u32) -> io::Result<String> {
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::DGRAM,

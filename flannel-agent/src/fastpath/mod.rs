@@ -7,6 +7,7 @@ mod btf;
 mod bypass;
 mod engine;
 mod error;
+mod ethtool;
 pub mod facts;
 mod hooks;
 pub mod object;
@@ -17,6 +18,7 @@ mod table;
 mod tables;
 mod tier;
 mod topology;
+mod xdp;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -250,6 +250,7 @@ impl Tables {
                     (Outcome::Fast, Hook::NicIngress | Hook::VtepIngress) => {
                         counters.fast_ingress += packets
                     }
+                    (Outcome::Decapsulated, _) => counters.decapsulated += packets,
                     _ if packets > 0 => {
                         let counters = if Hook::ATTESTING.contains(&hook) {
                             &mut counters.attest

@@ -38,7 +38,8 @@ pub(crate) fn a_stream_that_the_device_merges_stays_in_order(setting: Setting) -
     stays_in_order(setting, "--fast-path-ingress=vtep")
 }
 
-fn stays_in_order(setting: Setting, argument: &str) -> Outcome {
+/// As [`a_stream_stays_in_order`], on the receive tier that `argument` asks for.
+pub(crate) fn stays_in_order(setting: Setting, argument: &str) -> Outcome {
     let mut agent = setting.agent();
     agent.arguments.extend([
         "--fast-path-revalidate=50ms".into(),
@@ -58,6 +59,8 @@ fn stays_in_order(setting: Setting, argument: &str) -> Outcome {
             unreachable!("two nodes were asked for")
         };
         let (client, server) = (pod(from)?, pod(to)?);
+        let tier = to.agent().status()?.fast_path.ingress.unwrap_or_default();
+        ensure!(argument.ends_with(&tier), "{argument}, but {tier}");
         let order = |pod: &Pod| {
             let counters = Protocols::read(pod.netns())?;
             anyhow::Ok(OUT_OF_ORDER.map(|name| counters.get(name)))

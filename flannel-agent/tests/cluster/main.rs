@@ -31,6 +31,7 @@ mod support;
 mod tiers;
 mod window;
 mod wire;
+mod xdp;
 
 use std::process::ExitCode;
 
@@ -159,6 +160,12 @@ const FAST: &[(&str, Test)] = &[
 const FAST_VXLAN: &[(&str, Test)] = &[
     ("the_device_receives", tiers::received_at_the_device),
     ("the_device_sends", tiers::sent_by_the_device),
+    ("xdp_receives", xdp::xdp_receives),
+    (
+        "an_xdp_program_of_others_stays",
+        xdp::an_xdp_program_of_others_stays,
+    ),
+    ("xdp_goes_with_its_option", xdp::xdp_goes_with_its_option),
 ];
 
 /// Tests of what the kernel was told to do to pods' flows: on its own path, and where flows need its permission.
@@ -263,6 +270,10 @@ const FLOW_ALONE: &[(&str, Test)] = &[
     (
         "a_stream_that_the_device_merges_stays_in_order",
         flow::a_stream_that_the_device_merges_stays_in_order,
+    ),
+    (
+        "xdp_keeps_a_stream_in_order",
+        xdp::xdp_keeps_a_stream_in_order,
     ),
     (
         "pods_that_come_and_go_make_no_other_cold",

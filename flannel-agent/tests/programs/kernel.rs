@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _};
+use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
 use aya::{Ebpf, TestRunOptions};
 use bytemuck::{Pod, Zeroable, bytes_of};
 use flannel_agent::fastpath::facts::Facts;
@@ -15,8 +15,8 @@ use flannel_agent::fastpath::plain::Plain;
 use flannel_agent::fastpath::{Attest, object};
 use flannel_common::decide::Topology as _;
 use flannel_common::flow::{Flow, FlowKey};
-use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
-use flannel_common::outcome::SLOTS;
+use flannel_common::maps::{CONFIG_SLOTS, Carried, Config, Control, LocalPod, MAX_FLOWS, Peer};
+use flannel_common::outcome::{Hook, Outcome, SLOTS};
 use flannel_common::testing::fixtures::Fixture;
 use flannel_common::testing::memory::at;
 use flannel_common::testing::node::{DEVICES, Tables};
@@ -32,6 +32,10 @@ pub const TC_ACT_REDIRECT: i32 = 7;
 
 /// Room for the whole of it, which a test run writes, on any kernel.
 const LARGEST_CONTEXT: usize = 512;
+
+/// `XDP_DROP` and `XDP_PASS` of include/uapi/linux/bpf.h.
+pub const XDP_DROP: i32 = 1;
+pub const XDP_PASS: i32 = 2;
 
 /// A bit of the packet's mark that is somebody else's.
 const OTHER_MARK: u32 = 1 << 20;
@@ -167,8 +171,41 @@ impl Kernel {
             .context("COUNTERS")
     }
 
+    /// Runs the XDP program on a frame. What it notes in front of one must be ours, and is not part of the frame.
+    fn run_xdp(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
+        let program: &Xdp = self
+            .bpf
+            .program(fixture.hook.name())
+            .with_context(|| format!("no program {}", fixture.hook.name()))?
+            .try_into()?;
+        let mut frame = vec![0; fixture.frame.len() + size_of::<Carried>()];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(&fixture.frame),
+                data_out: Some(&mut frame),
+                repeat,
+                ..TestRunOptions::new()
+            })
+            .context("BPF_PROG_TEST_RUN")?;
+        frame.truncate(result.data_size_out as usize);
+        if fixture.outcome() == Outcome::Decapsulated {
+            let noted: Vec<u8> = frame.drain(..size_of::<Carried>()).collect();
+            let noted: Carried = bytemuck::pod_read_unaligned(&noted);
+            anyhow::ensure!(noted.magic == Carried::MAGIC, "{noted:?}");
+        }
+        Ok(Ran {
+            verdict: result.return_value as i32,
+            frame,
+            mark_is_clean: true,
+            duration: result.duration,
+        })
+    }
+
     /// Runs the fixture's program on its packet `repeat` times. Runs after the first get what the one before left.
     pub fn run(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
+        if fixture.hook == Hook::NicXdp {
+            return self.run_xdp(fixture, repeat);
+        }
         let program: &SchedClassifier = self
             .bpf
             .program(fixture.hook.name())
@@ -218,12 +255,12 @@ fn load(bytes: &[u8], attest: Attest) -> Result<Ebpf> {
     let mut bpf =
         object::load(bytes, &Facts::ask(attest), MAX_FLOWS, None).context("creating maps")?;
     for (name, program) in bpf.programs_mut() {
-        let program: &mut SchedClassifier = program
-            .try_into()
-            .with_context(|| format!("type of program {name}"))?;
-        program
-            .load()
-            .with_context(|| format!("loading program {name}, attestation by {attest:?}"))?;
+        let loaded = match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => anyhow::bail!("program {name} is of a type that is not expected"),
+        };
+        loaded.with_context(|| format!("loading program {name}, attestation by {attest:?}"))?;
     }
     Ok(bpf)
 }

@@ -19,7 +19,7 @@ use std::{env, fs};
 use flannel_agent::fastpath::object;
 use flannel_common::outcome::{Hook, Outcome, slot};
 use flannel_common::testing::fixtures::{self, Expected, Fixture, ProgramRun};
-use kernel::{Kernel, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use kernel::{Kernel, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS};
 use lab::signals;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -145,6 +145,8 @@ fn ends_as_expected(kernel: &mut Kernel, fixture: &Fixture) -> Result<(), String
         _ => fixture.outcome(),
     };
     let verdict = match fixture.expected {
+        Expected::Dropped(_) if fixture.hook == Hook::NicXdp => XDP_DROP,
+        _ if fixture.hook == Hook::NicXdp => XDP_PASS,
         Expected::Dropped(_) => TC_ACT_SHOT,
         _ if outcome == Outcome::Fast => TC_ACT_REDIRECT,
         _ => TC_ACT_UNSPEC,
@@ -178,7 +180,7 @@ fn ends_as_expected(kernel: &mut Kernel, fixture: &Fixture) -> Result<(), String
     if !ran.mark_is_clean {
         return Err("the packet's mark is not as it should be".into());
     }
-    if outcome == Outcome::Fast {
+    if matches!(outcome, Outcome::Fast | Outcome::Decapsulated) {
         fixture.check_frame(&ran.frame)
     } else if ran.frame == fixture.frame {
         Ok(())

@@ -7,7 +7,7 @@
 use super::transport::Transport;
 use super::{Topology, alive};
 use crate::flow::{Flows, Leg, SharedFlow};
-use crate::maps::{FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
+use crate::maps::{CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::{Packet, tcp};
@@ -26,6 +26,24 @@ pub struct Permit {
     pub probe: bool,
     /// Earlier packets wait in the veth's queue: this one must queue up behind them instead of overtaking.
     pub queue: bool,
+}
+
+impl Permit {
+    /// As XDP notes it in front of the packet.
+    #[inline(always)]
+    pub fn carried(self) -> Carried {
+        let mut how = 0;
+        if self.probe {
+            how |= CARRIED_PROBE;
+        }
+        if self.queue {
+            how |= CARRIED_QUEUE;
+        }
+        Carried {
+            magic: Carried::MAGIC,
+            how,
+        }
+    }
 }
 
 /// Asks for the packet of `leg` whose IPv4 header `ip` is at `offset`; also returns what is remembered of its flow, where

@@ -258,6 +258,29 @@ fn a_source_that_was_right_at_one_interface_is_checked_at_another() {
 }
 
 #[test]
+fn what_xdp_notes_is_what_the_hook_behind_it_does() {
+    let lab = Lab::new();
+    let frame = Frame::tcp(VXLAN.pod, POD)
+        .link(VXLAN.vtep_mac, UPLINK.mac)
+        .build();
+    for (probe, queue) in [(false, false), (true, false), (false, true), (true, true)] {
+        let permit = Permit { probe, queue };
+        let meta = Meta {
+            len: frame.len() as u32,
+            ifindex: UPLINK.index,
+            to_us: true,
+            carried: Some(permit.carried()),
+            ..Meta::default()
+        };
+        // No flow, and no node without a tunnel: XDP has seen to all that.
+        let deliver = ingress::from_wire(&frame[..], &meta, &lab.tables, &lab.flows)
+            .expect("XDP has let it through");
+        assert_eq!((deliver.permit, deliver.decapsulated), (permit, true));
+        assert_eq!(deliver.ip.ttl, 64, "XDP has counted the hop");
+    }
+}
+
+#[test]
 fn a_hash_is_asked_for_once() {
     let lab = Lab::established();
     let key = Lab::key();

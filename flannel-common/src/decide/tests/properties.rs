@@ -71,7 +71,8 @@ fn is_fast(fixture: &Fixture, frame: &[u8]) -> bool {
 /// Offset of the IPv4 header that a fast packet is forwarded by.
 fn forwarded_by(tables: &Tables, hook: Hook, frame: &[u8]) -> usize {
     let outer = ip_at(frame, L3);
-    let tunnelled = hook == Hook::NicIngress && { outer.destination } == tables.config.node_ip;
+    let at_nic = matches!(hook, Hook::NicIngress | Hook::NicXdp);
+    let tunnelled = at_nic && { outer.destination } == tables.config.node_ip;
     if tunnelled { L3 + vxlan::OVERHEAD } else { L3 }
 }
 
@@ -95,7 +96,7 @@ fn assert_forwardable(tables: &Tables, hook: Hook, frame: &[u8], meta: &Meta) {
             assert!(hook == Hook::BridgeEgress || pod.host_index == meta.ifindex);
             assert!(tables.peer(ip.destination).is_some());
         }
-        Hook::NicIngress | Hook::VtepIngress => {
+        Hook::NicIngress | Hook::VtepIngress | Hook::NicXdp => {
             assert!(tables.pod(ip.destination).is_some());
             let peer = tables.peer(ip.source).expect("the source is a peer's");
             if offset != L3 {
@@ -259,7 +260,7 @@ fn flipped_bits_in_protected_fields_are_not_fast() {
             }
             Hook::VtepIngress => protected.extend([0..6, at(L3, TOTAL_LEN)]),
             // A packet that ends before its frame may be padded: a shorter length is no contradiction.
-            Hook::NicIngress => {}
+            Hook::NicIngress | Hook::NicXdp => {}
             Hook::AttestIn | Hook::AttestOut => unreachable!("these hooks forward nothing"),
         }
         for byte in protected.into_iter().flatten() {
