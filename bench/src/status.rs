@@ -184,6 +184,7 @@ mod tests {
         let count = |egress, icmp| Counters {
             fast_egress: egress,
             fast_ingress: 0,
+            decapsulated: 0,
             declined: BTreeMap::from([("icmp".to_owned(), icmp)]),
             attest: BTreeMap::new(),
         };
