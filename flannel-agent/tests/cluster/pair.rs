@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use lab::{Agent, Cluster, Node, Pod, status::Counters};
 
-use crate::support::{Outcome, Setting, with_cluster};
+use crate::support::{Outcome, Setting, eventually, with_cluster};
 
 /// How long a request may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
@@ -119,7 +119,15 @@ impl Connection {
             .netns()
             .run(|| connect_from(from, target))?
             .with_context(|| format!("connect from port {from}"))?;
-        let (accepted, _) = listener.accept()?;
+        // The last packet of the handshake may be lost.
+        listener.set_nonblocking(true)?;
+        let mut accepted = None;
+        eventually("a connection", LIMIT, || {
+            accepted = listener.accept().ok();
+            Ok(accepted.as_ref().map(drop).ok_or_else(|| "none".into()))
+        })?;
+        let (accepted, _) = accepted.context("no connection")?;
+        accepted.set_nonblocking(false)?;
         for end in [&stream, &accepted] {
             end.set_nodelay(true)?;
             end.set_read_timeout(Some(LIMIT))?;
@@ -214,6 +222,8 @@ fn connect_from(port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
     let kind = SocketType::STREAM;
     let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    // That of the handshake too (socket(7)).
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(LIMIT))?;
     bind(
         &socket,
         &SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
