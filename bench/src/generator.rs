@@ -94,6 +94,7 @@ pub struct Run {
 /// A loaded generator and its sink.
 pub struct Generator {
     bpf: Ebpf,
+    plan: Plan,
     frame: Vec<u8>,
     cpu: usize,
 }
@@ -105,24 +106,34 @@ impl Generator {
     /// # Errors
     /// If the object is not the generator's, or the kernel refuses it.
     pub fn load(object: &Path, plan: Plan, payload: usize, cpu: usize) -> Result<Self> {
-        let mut bpf = Ebpf::load_file(object).map_err(|cause| Error::Object {
+        let bpf = Ebpf::load_file(object).map_err(|cause| Error::Object {
             path: object.to_owned(),
             cause: cause.into(),
         })?;
-        let map = bpf.map_mut("PLAN").ok_or(Error::Missing("map PLAN"))?;
-        let plan: [u8; size_of::<Plan>()] = bytemuck::cast(plan);
-        Array::try_from(map)
-            .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
-            .map_err(|cause| map_failed("PLAN", cause))?;
         let mut generator = Self {
             bpf,
+            plan,
             frame: vec![0; size_of::<Headers>() + payload],
             cpu,
         };
+        generator.change(|_| ())?;
         let refused = |program| move |cause| program_failed("load", program, cause);
         generator.xdp()?.load().map_err(refused("generator"))?;
         generator.sink()?.load().map_err(refused("sink"))?;
         Ok(generator)
+    }
+
+    /// Makes and counts other packets from now on, of the same size.
+    ///
+    /// # Errors
+    /// If the kernel does not take the plan.
+    pub fn change(&mut self, change: impl FnOnce(&mut Plan)) -> Result<()> {
+        change(&mut self.plan);
+        let plan: [u8; size_of::<Plan>()] = bytemuck::cast(self.plan);
+        let map = self.bpf.map_mut("PLAN").ok_or(Error::Missing("map PLAN"))?;
+        Array::try_from(map)
+            .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
+            .map_err(|cause| map_failed("PLAN", cause))
     }
 
     /// Puts the sink at the ingress of a device; it goes with the generator.

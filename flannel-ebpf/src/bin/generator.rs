@@ -14,7 +14,7 @@ mod programs {
     use aya_ebpf::maps::{Array, PerCpuArray};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use flannel_common::generator::{Headers, Plan};
-    use flannel_common::wire::{Be16, udp::Udp};
+    use flannel_common::wire::udp::Udp;
 
     /// What to generate.
     #[map]
@@ -44,21 +44,18 @@ mod programs {
         let headers = headers(ctx.data(), ctx.data_end())?;
         // SAFETY: the element is this CPU's own, and test runs do not interrupt each other.
         let flow = unsafe {
-            *next = if *next + 1 < plan.flows as u32 {
-                *next + 1
-            } else {
-                0
-            };
+            *next = if *next + 1 < plan.flows { *next + 1 } else { 0 };
             *next
         };
-        let source = plan.headers.udp.source.get().wrapping_add(flow as u16);
+        let [source, destination] = plan.ports(flow);
         // SAFETY: `headers` checked the bounds, and packet data starts at an even address, which is all that headers
         // need. One by one, because larger copies become calls of a slow `memcpy`.
         unsafe {
             (&raw mut (*headers).ethernet).write(plan.headers.ethernet);
             (&raw mut (*headers).ip).write(plan.headers.ip);
             (&raw mut (*headers).udp).write(Udp {
-                source: Be16::new(source),
+                source,
+                destination,
                 ..plan.headers.udp
             });
         }
@@ -83,7 +80,8 @@ mod programs {
 
     #[inline(always)]
     fn take(ctx: &TcContext) -> Option<()> {
-        let expected = &PLAN.get(0)?.headers;
+        let plan = PLAN.get(0)?;
+        let expected = &plan.headers;
         // SAFETY: `headers` checked the bounds, and packet data starts at an even address, which is all that headers
         // need.
         let headers = unsafe { &*headers(ctx.data(), ctx.data_end())? };
@@ -92,7 +90,7 @@ mod programs {
             && headers.ip.protocol == expected.ip.protocol
             && { headers.ip.source } == { expected.ip.source }
             && { headers.ip.destination } == { expected.ip.destination }
-            && headers.udp.destination == expected.udp.destination;
+            && plan.has_ports(headers.udp.source, headers.udp.destination);
         let arrived = ARRIVED.get_ptr_mut(0).filter(|_| ours)?;
         // SAFETY: the element is this CPU's own, and programs of one hook do not interrupt each other on a CPU.
         unsafe { *arrived += 1 };
