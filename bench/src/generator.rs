@@ -17,12 +17,12 @@ use aya::{
 };
 use flannel_common::generator::{Headers, Plan};
 use lab::{Netns, error::IoContext};
-use rustix::{
-    net::{AddressFamily, SocketType},
-    thread::CpuSet,
-};
+use rustix::net::{AddressFamily, SocketType};
 
-use crate::meter::{Meter, Spent, Unit};
+use crate::{
+    meter::{Meter, Spent, Unit},
+    sockets,
+};
 
 /// Frames that the kernel makes before it lets them go on their way. Small, so that no backlog queue overflows and the
 /// caches hold what they hold under light traffic.
@@ -136,6 +136,11 @@ impl Generator {
             .map_err(|cause| map_failed("PLAN", cause))
     }
 
+    /// What it makes and counts.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
     /// Puts the sink at the ingress of a device; it goes with the generator.
     ///
     /// # Errors
@@ -160,10 +165,7 @@ impl Generator {
 
     /// In the device's namespace, on a thread that ends soon.
     fn run_here(&mut self, device: &str, packets: u32) -> Result<Run> {
-        let mut cpus = CpuSet::new();
-        cpus.set(self.cpu);
-        rustix::thread::sched_setaffinity(None, &cpus)
-            .context("pin thread to", format_args!("CPU {}", self.cpu))?;
+        sockets::pin(self.cpu)?;
         let context = XdpMd {
             data_end: self.frame.len() as u32,
             ingress_ifindex: index(device)?,

@@ -10,6 +10,7 @@ mod packets;
 mod path;
 mod report;
 mod rounds;
+mod sockets;
 mod stats;
 mod testbed;
 mod variants;
@@ -101,6 +102,7 @@ fn run(options: &Options) -> Result<bool> {
         agent: &agent,
         object: &options.generator_object,
         cpu,
+        other_cpu: usable_cpus()?.into_iter().find(|other| *other != cpu),
     };
     let effort = Effort {
         rounds: if options.quick {
@@ -159,12 +161,20 @@ fn settings(options: &Options) -> Vec<Setting> {
 
 /// The one that was asked for, or the last that this process may use.
 fn choose_cpu(asked: Option<usize>) -> Result<usize> {
+    let usable = usable_cpus()?;
+    match asked {
+        Some(cpu) if usable.contains(&cpu) => Ok(cpu),
+        Some(cpu) => bail!("--cpu={cpu}: this process may not use that CPU"),
+        None => usable
+            .last()
+            .copied()
+            .context("this process may use no CPU"),
+    }
+}
+
+fn usable_cpus() -> Result<Vec<usize>> {
     let allowed =
         rustix::thread::sched_getaffinity(None).context("cannot read the CPU affinity")?;
-    let mut usable = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    match asked {
-        Some(cpu) if usable.any(|usable| usable == cpu) => Ok(cpu),
-        Some(cpu) => bail!("--cpu={cpu}: this process may not use that CPU"),
-        None => usable.next_back().context("this process may use no CPU"),
-    }
+    let cpus = 0..rustix::thread::CpuSet::MAX_CPU;
+    Ok(cpus.filter(|cpu| allowed.is_set(*cpu)).collect())
 }

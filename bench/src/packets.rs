@@ -3,7 +3,7 @@
 use flannel_common::{
     addr::Mac,
     checksum,
-    generator::{Headers, Plan},
+    generator::{Headers, PORTS, Plan},
     wire::{
         Be16,
         ethernet::{self, Ethernet},
@@ -68,6 +68,32 @@ pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Pl
             },
         },
     })
+}
+
+/// Makes packets those of flows that nobody answers.
+pub fn one_way(plan: &mut Plan) {
+    /// Beside the ports of the others.
+    const PORT: u16 = NEAR_PORT + PORTS as u16;
+    plan.headers.udp.source = Be16::new(PORT);
+}
+
+/// Makes packets echo requests (RFC 792), all of one sequence. That header has the length of UDP's.
+pub fn echo_request(plan: &mut Plan) {
+    /// Protocol number.
+    const ICMP: u8 = 1;
+    /// Type and code.
+    const ECHO_REQUEST: u16 = 8 << 8;
+    const IDENTIFIER: u16 = 1;
+    let ip = &mut plan.headers.ip;
+    ip.protocol = ICMP;
+    ip.checksum = checksum::ipv4_header(ip);
+    // The payload is zeros.
+    plan.headers.udp = Udp {
+        source: Be16::new(ECHO_REQUEST),
+        destination: Be16::new(!(ECHO_REQUEST + IDENTIFIER)),
+        len: Be16::new(IDENTIFIER),
+        checksum: Be16::default(), // sequence number
+    };
 }
 
 fn bridge_mac(node: &Node) -> Result<String> {

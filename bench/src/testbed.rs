@@ -101,6 +101,8 @@ pub struct Means<'a> {
     pub object: &'a Path,
     /// The CPU that carries the packets.
     pub cpu: usize,
+    /// Another one, if there is.
+    pub other_cpu: Option<usize>,
 }
 
 /// Where sockets are opened, and what they are called by the others.
@@ -280,6 +282,29 @@ impl Testbed {
         let run = self.watch(expected, |bed| bed.lane(Way::There).run(packets))?;
         self.flows.used = Some(Instant::now());
         Ok(run)
+    }
+
+    /// Sends packets that are never to be fast, as `change` makes them of the usual ones.
+    ///
+    /// # Errors
+    /// If not every single one arrived, or BPF carried any.
+    pub fn send_slow(
+        &mut self,
+        flows: u32,
+        packets: u32,
+        change: impl FnOnce(&mut Plan),
+    ) -> Result<Run> {
+        self.set_flows(flows)?;
+        let usual = self.lane(Way::There).generator.plan();
+        let none = Expected::Exactly(0);
+        self.lane(Way::There).generator.change(change)?;
+        let send =
+            |bed: &mut Self, packets| bed.watch(none, |bed| bed.lane(Way::There).run(packets));
+        let run = retry(|| send(self, WARM_UP)).and_then(|_| send(self, packets));
+        self.lane(Way::There)
+            .generator
+            .change(|plan| *plan = usual)?;
+        run
     }
 
     /// Makes packets that the sink takes at once.

@@ -161,12 +161,20 @@ pub(crate) fn connect(
 /// If `ethtool` fails.
 pub fn disable_offloads(netns: &Netns, link: &str) -> Result<()> {
     let features = ["tso", "off", "gso", "off", "gro", "off", "tx", "off"];
-    process::run(
-        Some(netns),
-        "ethtool",
-        &[&["-K", link], &features[..]].concat(),
-    )
-    .map(drop)
+    set_features(netns, link, &features)
+}
+
+/// Turns them on again, aggregation excepted: a veth does none unless it is asked to.
+///
+/// # Errors
+/// If `ethtool` fails.
+pub fn enable_offloads(netns: &Netns, link: &str) -> Result<()> {
+    let features = ["tx", "on", "gso", "on", "tso", "on"];
+    set_features(netns, link, &features)
+}
+
+fn set_features(netns: &Netns, link: &str, features: &[&str]) -> Result<()> {
+    process::run(Some(netns), "ethtool", &[&["-K", link], features].concat()).map(drop)
 }
 
 /// Runs several `ip` commands, one per line, in one process.

@@ -1,6 +1,10 @@
 //! What is measured: one module each. A measure runs once per round and carrier, and yields figures.
 
+mod crr;
 mod forward;
+mod rr;
+mod slow;
+mod stream;
 
 use serde::Serialize;
 
@@ -158,16 +162,28 @@ pub trait Measure {
 pub enum Name {
     /// Cost of a forwarded packet
     Forward,
+    /// Round trips
+    Rr,
+    /// Connections for one request, and datagrams for one question
+    Crr,
+    /// TCP streams
+    Stream,
+    /// Traffic that never is fast
+    Slow,
 }
 
 impl Name {
     /// All, in the order of the report.
-    pub const ALL: [Self; 1] = [Self::Forward];
+    pub const ALL: [Self; 5] = [Self::Forward, Self::Rr, Self::Crr, Self::Stream, Self::Slow];
 
     /// The measure, with nothing measured yet.
     pub fn measure(self) -> Box<dyn Measure> {
         match self {
             Self::Forward => Box::new(forward::Forward),
+            Self::Rr => Box::<rr::Rr>::default(),
+            Self::Crr => Box::new(crr::Crr),
+            Self::Stream => Box::new(stream::Stream),
+            Self::Slow => Box::new(slow::Slow),
         }
     }
 }
