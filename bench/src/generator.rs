@@ -13,7 +13,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, TestRun, TestRunAttrs, TestRunOptions,
     maps::{Array, MapData, MapError, PerCpuArray},
-    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp},
+    programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, tc::TcAttachOptions},
 };
 use flannel_common::generator::{Headers, Plan};
 use lab::{Netns, error::IoContext};
@@ -30,6 +30,9 @@ const BATCH: u32 = 8;
 
 /// How long the last packets of a run may be under way: `ksoftirqd` may have to get its turn first.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// The program that counts in a pod.
+const SINK: &str = "sink";
 
 /// What can go wrong with the generator.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,22 @@ pub struct Run {
     pub unit: Unit,
 }
 
+impl Run {
+    /// Both together.
+    pub fn add(self, other: Self) -> Self {
+        let instructions = self.spent.instructions.zip(other.spent.instructions);
+        Self {
+            arrived: self.arrived + other.arrived,
+            spent: Spent {
+                cost: self.spent.cost + other.spent.cost,
+                deferred: self.spent.deferred + other.spent.deferred,
+                instructions: instructions.map(|(a, b)| a + b),
+            },
+            unit: self.unit,
+        }
+    }
+}
+
 /// A loaded generator and its sink.
 pub struct Generator {
     bpf: Ebpf,
@@ -119,7 +138,7 @@ impl Generator {
         generator.change(|_| ())?;
         let refused = |program| move |cause| program_failed("load", program, cause);
         generator.xdp()?.load().map_err(refused("generator"))?;
-        generator.sink()?.load().map_err(refused("sink"))?;
+        generator.classifier(SINK)?.load().map_err(refused(SINK))?;
         Ok(generator)
     }
 
@@ -130,7 +149,7 @@ impl Generator {
     pub fn change(&mut self, change: impl FnOnce(&mut Plan)) -> Result<()> {
         change(&mut self.plan);
         let plan: [u8; size_of::<Plan>()] = bytemuck::cast(self.plan);
-        let map = self.bpf.map_mut("PLAN").ok_or(Error::Missing("map PLAN"))?;
+        let map = self.bpf.map_mut("PLAN").ok_or(Error::Missing("PLAN"))?;
         Array::try_from(map)
             .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
             .map_err(|cause| map_failed("PLAN", cause))
@@ -146,13 +165,30 @@ impl Generator {
     /// # Errors
     /// If there is no such device, or the kernel has no TCX.
     pub fn attach_sink(&mut self, at: Ingress<'_>) -> Result<()> {
-        let sink = self.sink()?;
+        let sink = self.classifier(SINK)?;
         let attached = at
             .netns
             .run(|| sink.attach(at.device, TcAttachType::Ingress))?;
         attached
             .map(drop)
-            .map_err(|cause| program_failed("attach", "sink", cause))
+            .map_err(|cause| program_failed("attach", SINK, cause))
+    }
+
+    /// Puts a sink for all IPv4 at the ingress of a device, in front of all other programs.
+    ///
+    /// # Errors
+    /// As for the other.
+    pub fn attach_wire_sink(&mut self, at: Ingress<'_>) -> Result<()> {
+        let sink = self.classifier("wire_sink")?;
+        sink.load()
+            .map_err(|cause| program_failed("load", "wire_sink", cause))?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let attached = at
+            .netns
+            .run(|| sink.attach_with_options(at.device, TcAttachType::Ingress, options))?;
+        attached
+            .map(drop)
+            .map_err(|cause| program_failed("attach", "wire_sink", cause))
     }
 
     /// Makes packets, as if `at` had received them, and waits until they have arrived at the sink.
@@ -202,10 +238,7 @@ impl Generator {
     }
 
     fn arrived(&self) -> Result<u64> {
-        let map = self
-            .bpf
-            .map("ARRIVED")
-            .ok_or(Error::Missing("map ARRIVED"))?;
+        let map = self.bpf.map("ARRIVED").ok_or(Error::Missing("ARRIVED"))?;
         PerCpuArray::try_from(map)
             .and_then(|map: PerCpuArray<&MapData, u64>| map.get(&0, 0))
             .map(|counts| counts.iter().sum())
@@ -216,14 +249,14 @@ impl Generator {
         let program = self.bpf.program_mut("generator");
         program
             .and_then(|program| program.try_into().ok())
-            .ok_or(Error::Missing("XDP program generator"))
+            .ok_or(Error::Missing("generator"))
     }
 
-    fn sink(&mut self) -> Result<&mut SchedClassifier> {
-        let program = self.bpf.program_mut("sink");
+    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier> {
+        let program = self.bpf.program_mut(name);
         program
             .and_then(|program| program.try_into().ok())
-            .ok_or(Error::Missing("classifier sink"))
+            .ok_or(Error::Missing(name))
     }
 }
 

@@ -124,7 +124,7 @@ fn run(options: &Options) -> Result<bool> {
         let mut measures: Vec<Box<dyn Measure>> = names
             .iter()
             .map(|name| name.measure())
-            .filter(|measure| measure.applies(setting))
+            .filter(|measure| measure.applies(setting, &effort))
             .collect();
         let progress = |what: &str| {
             eprintln!(

@@ -5,7 +5,7 @@ use flannel_common::{
     checksum,
     generator::{Headers, PORTS, Plan},
     wire::{
-        Be16,
+        Be16, Be32,
         ethernet::{self, Ethernet},
         ipv4::{self, Ipv4},
         udp::{self, Udp},
@@ -53,6 +53,8 @@ pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Pl
     Ok(Plan {
         flows,
         answers: u16::from(way == Way::Back),
+        subnets: 1,
+        subnet_shift: 0,
         headers: Headers {
             ethernet: Ethernet {
                 destination: parse_mac(&bridge_mac(node)?)?,
@@ -68,6 +70,13 @@ pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Pl
             },
         },
     })
+}
+
+/// Sends packets elsewhere.
+pub fn send_to(plan: &mut Plan, address: u32) {
+    let ip = &mut plan.headers.ip;
+    ip.destination = Be32::new(address);
+    ip.checksum = checksum::ipv4_header(ip);
 }
 
 /// Makes packets those of flows that nobody answers.

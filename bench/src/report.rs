@@ -176,9 +176,13 @@ impl Report {
                     row.compare(base, other, floor)
                 });
                 row.comparisons = compared.collect();
-                if row.carrier == Carrier::Flow {
+                if matches!(row.carrier, Carrier::Flow) || own.is_some_and(Table::is_alone) {
                     row.judge(bounds, measure, setting);
                 }
+                // Of interest where it is asked for only.
+                row.comparisons.retain(|comparison| {
+                    comparison.base != Base::KernelWithoutRules || comparison.verdict.is_some()
+                });
             }
         }
     }
@@ -190,6 +194,13 @@ impl Report {
 }
 
 impl Table {
+    /// Whether there is one carrier only.
+    fn is_alone(&self) -> bool {
+        self.rows
+            .windows(2)
+            .all(|rows| rows[0].carrier == rows[1].carrier)
+    }
+
     fn row(&self, figure: &str, carrier: Carrier) -> Option<&Row> {
         self.rows
             .iter()

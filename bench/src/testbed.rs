@@ -19,8 +19,8 @@ use crate::{
     variants::{Carrier, Setting},
 };
 
-/// The pods' network in all clusters.
-const NETWORK: &str = "10.5.0.0/16";
+/// The pods' network, and the length of the nodes' prefixes.
+const NETWORK: (&str, u8) = ("10.5.0.0/16", 24);
 /// The bridge that the CNI plugin makes.
 pub const BRIDGE: &str = "cni0";
 /// The pod's own device.
@@ -105,6 +105,24 @@ pub struct Means<'a> {
     pub other_cpu: Option<usize>,
 }
 
+/// What differs in a cluster from the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Special<'a> {
+    /// The pods' network, and the length of the nodes' prefixes.
+    pub network: (&'a str, u8),
+    /// Further arguments of the agents.
+    pub arguments: &'a [&'a str],
+}
+
+impl Default for Special<'_> {
+    fn default() -> Self {
+        Self {
+            network: NETWORK,
+            arguments: &[],
+        }
+    }
+}
+
 /// Where sockets are opened, and what they are called by the others.
 #[derive(Clone, Debug)]
 pub struct End {
@@ -140,6 +158,19 @@ impl Lane {
     }
 }
 
+/// How packets are spread over time.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Packets that follow each other at once.
+    pub packets: u32,
+    /// Time from one such pass to the next. None is left out, whatever the one before took.
+    pub interval: Duration,
+    /// Passes of a window.
+    pub passes: u32,
+    /// Windows.
+    pub windows: u32,
+}
+
 /// The flows that generated packets are of.
 #[derive(Clone, Copy, Debug)]
 struct Flows {
@@ -164,6 +195,19 @@ impl Testbed {
     /// # Errors
     /// Whatever fails first.
     pub fn start(means: &Means<'_>, setting: Setting, carrier: Carrier) -> Result<Self> {
+        Self::start_as(means, setting, carrier, &Special::default())
+    }
+
+    /// The same with what a measure needs beyond that.
+    ///
+    /// # Errors
+    /// Whatever fails first.
+    pub fn start_as(
+        means: &Means<'_>,
+        setting: Setting,
+        carrier: Carrier,
+        special: &Special<'_>,
+    ) -> Result<Self> {
         let with_rules = setting.services > 0;
         let Some(mode) = carrier.mode() else {
             return Self::start_native();
@@ -173,11 +217,16 @@ impl Testbed {
         agent
             .arguments
             .push(format!("--iptables-forward-rules={with_rules}"));
+        let arguments = special.arguments.iter().copied().map(str::to_owned);
+        agent.arguments.extend(arguments);
         let backend = setting.backend.name();
         let cluster = Cluster::start(ClusterConfig {
             nodes: vec![NodeConfig::agent(&agent); 2],
             pods: 0,
-            network: format!(r#"{{"Network":"{NETWORK}","Backend":{{"Type":"{backend}"}}}}"#),
+            network: format!(
+                r#"{{"Network":"{}","SubnetLen":{},"Backend":{{"Type":"{backend}"}}}}"#,
+                special.network.0, special.network.1
+            ),
             bridge_netfilter: with_rules,
             services: setting.services,
             ..ClusterConfig::default()
@@ -284,6 +333,33 @@ impl Testbed {
         Ok(run)
     }
 
+    /// Sends packets of permitted flows again and again, each flow equally often; what each window cost.
+    ///
+    /// # Errors
+    /// As for [`Testbed::send`].
+    pub fn send_paced(&mut self, flows: u32, pace: &Pace) -> Result<Vec<Run>> {
+        self.prime(flows)?;
+        let passes = pace.windows * pace.passes;
+        let packets = u64::from(passes) * u64::from(pace.packets);
+        let expected = Expected::Exactly(if self.carrier.is_fast() { packets } else { 0 });
+        self.warm_up()?;
+        let runs = self.watch(expected, |bed| {
+            let start = Instant::now();
+            (0..passes)
+                .map(|pass| {
+                    let due = pace.interval * pass;
+                    thread::sleep(due.saturating_sub(start.elapsed()));
+                    bed.lane(Way::There).run(pace.packets)
+                })
+                .collect::<Result<Vec<_>>>()
+        })?;
+        self.flows.used = Some(Instant::now());
+        let windows = runs.chunks(pace.passes as usize);
+        Ok(windows
+            .filter_map(|runs| runs.iter().copied().reduce(Run::add))
+            .collect())
+    }
+
     /// Sends packets that are never to be fast, as `change` makes them of the usual ones.
     ///
     /// # Errors
@@ -305,6 +381,44 @@ impl Testbed {
             .generator
             .change(|plan| *plan = usual)?;
         run
+    }
+
+    /// Stops the agents, which leaves everything as it is, and ends all packets where the wire reaches the second node.
+    ///
+    /// # Errors
+    /// If the sink cannot be attached.
+    pub fn end_at_wire(&mut self) -> Result<()> {
+        for node in self.cluster.nodes() {
+            node.agent().stop()?;
+        }
+        let netns = self.cluster.node(2).netns().clone();
+        let at = Ingress {
+            netns: &netns,
+            device: WIRE,
+        };
+        Ok(self.lane(Way::There).generator.attach_wire_sink(at)?)
+    }
+
+    /// Sends packets to random ones of `subnets` subnets from `first` on, which are 2^`shift` addresses apart. No route
+    /// of the kernel leads there: what arrives at the wire has been carried by BPF.
+    ///
+    /// # Errors
+    /// If not every single one arrived.
+    pub fn send_to_wire(
+        &mut self,
+        first: u32,
+        subnets: u32,
+        shift: u32,
+        packets: u32,
+    ) -> Result<Run> {
+        let lane = self.lane(Way::There);
+        lane.generator.change(|plan| {
+            (plan.subnets, plan.subnet_shift) = (subnets, shift);
+            // The second address of the subnet.
+            packets::send_to(plan, first + 2);
+        })?;
+        retry(|| lane.run(WARM_UP))?;
+        lane.run(packets)
     }
 
     /// Makes packets that the sink takes at once.

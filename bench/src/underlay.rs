@@ -164,12 +164,22 @@ pub fn disable_offloads(netns: &Netns, link: &str) -> Result<()> {
     set_features(netns, link, &features)
 }
 
-/// Turns them on again, aggregation excepted: a veth does none unless it is asked to.
+/// As [`disable_offloads`], but what is received is aggregated: as a network card does without knowing of tunnels, by
+/// its driver's GRO.
 ///
 /// # Errors
 /// If `ethtool` fails.
-pub fn enable_offloads(netns: &Netns, link: &str) -> Result<()> {
-    let features = ["tx", "on", "gso", "on", "tso", "on"];
+pub fn aggregate_only(netns: &Netns, link: &str) -> Result<()> {
+    let features = ["tso", "off", "gso", "off", "tx", "off", "gro", "on"];
+    set_features(netns, link, &features)
+}
+
+/// Makes a veth's offloads what they are by default.
+///
+/// # Errors
+/// If `ethtool` fails.
+pub fn restore_offloads(netns: &Netns, link: &str) -> Result<()> {
+    let features = ["tx", "on", "gso", "on", "tso", "on", "gro", "off"];
     set_features(netns, link, &features)
 }
 

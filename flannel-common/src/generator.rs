@@ -4,7 +4,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::wire::{Be16, ethernet::Ethernet, ipv4::Ipv4, udp::Udp};
+use crate::checksum;
+use crate::wire::{Be16, Be32, ethernet::Ethernet, ipv4::Ipv4, udp::Udp};
 
 /// The headers of a generated packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -32,9 +33,13 @@ pub struct Plan {
     pub answers: u16,
     /// Written over each packet.
     pub headers: Headers,
+    /// Subnets that packets go to at random, each at the same place in it. Not zero.
+    pub subnets: u32,
+    /// The distance of one subnet from the next, as a power of two.
+    pub subnet_shift: u32,
 }
 
-const _: () = assert!(size_of::<Plan>() == 48);
+const _: () = assert!(size_of::<Plan>() == 56);
 
 impl Plan {
     /// Source and destination port of a flow.
@@ -47,6 +52,24 @@ impl Plan {
             [add(udp.source, near), add(udp.destination, far)]
         } else {
             [add(udp.source, far), add(udp.destination, near)]
+        }
+    }
+
+    /// The header of a packet to a subnet that `random` chooses.
+    #[inline(always)]
+    pub fn ip(&self, random: u32) -> Ipv4 {
+        let ip = self.headers.ip;
+        let offset = random.checked_rem(self.subnets).unwrap_or(0) << (self.subnet_shift & 31);
+        let destination = Be32::new(ip.destination.get().wrapping_add(offset));
+        let [old, new] = [{ ip.destination }, destination].map(|address| {
+            let address = address.get();
+            [(address >> 16) as u16, address as u16].map(Be16::new)
+        });
+        let checksum = checksum::replace(ip.checksum, old[0], new[0]);
+        Ipv4 {
+            destination,
+            checksum: checksum::replace(checksum, old[1], new[1]),
+            ..ip
         }
     }
 
@@ -89,6 +112,24 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), FLOWS as usize);
+    }
+
+    #[test]
+    fn random_subnets_are_those_of_the_plan_and_checksums_hold() {
+        let mut plan = plan(0, 10_000, 9);
+        (plan.subnets, plan.subnet_shift) = (100_000, 7);
+        plan.headers.ip.destination = Be32::new(0x0a80_0002);
+        plan.headers.ip.checksum = checksum::ipv4_header(&plan.headers.ip);
+        for (random, destination) in [
+            (0, 0x0a80_0002),
+            (1, 0x0a80_0082),
+            (99_999, 0x0a80_0002 + (99_999 << 7)),
+            (100_001, 0x0a80_0082),
+        ] {
+            let ip = plan.ip(random);
+            assert_eq!({ ip.destination }, Be32::new(destination));
+            assert_eq!(ip.checksum, checksum::ipv4_header(&ip), "{random}");
+        }
     }
 
     #[test]

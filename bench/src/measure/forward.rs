@@ -1,7 +1,11 @@
 //! Cost of a packet on its whole way, from the veth of a pod into a pod of the other node.
 
 use super::{Context, Effort, Figure, Measure};
-use crate::{packets::PAYLOAD, testbed::Result, variants::Carrier};
+use crate::{
+    packets::PAYLOAD,
+    testbed::Result,
+    variants::{Carrier, Setting},
+};
 
 /// The figure.
 const COST: &str = "UDP packet";
@@ -30,6 +34,11 @@ impl Measure for Forward {
             Carrier::Flow,
             Carrier::Generator,
         ]
+    }
+
+    fn applies(&self, _setting: Setting, _effort: &Effort) -> bool {
+        // With rules, too, it is compared with a kernel path that has none.
+        true
     }
 
     fn run(&mut self, context: &mut Context<'_, '_>, carrier: Carrier) -> Result<Vec<Figure>> {

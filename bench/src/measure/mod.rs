@@ -3,6 +3,8 @@
 mod crr;
 mod forward;
 mod rr;
+mod scale_flows;
+mod scale_nodes;
 mod slow;
 mod stream;
 
@@ -142,9 +144,9 @@ pub trait Measure {
     fn title(&self, effort: &Effort) -> String;
     /// Who carries.
     fn carriers(&self) -> &'static [Carrier];
-    /// Whether it says anything in this setting.
-    fn applies(&self, _setting: Setting) -> bool {
-        true
+    /// Whether it says anything in this setting that is worth its time.
+    fn applies(&self, setting: Setting, effort: &Effort) -> bool {
+        setting.services > 0 || !effort.quick
     }
     /// In how many of the rounds.
     fn rounds(&self, effort: &Effort) -> usize {
@@ -170,11 +172,23 @@ pub enum Name {
     Stream,
     /// Traffic that never is fast
     Slow,
+    /// Many flows
+    ScaleFlows,
+    /// Many nodes
+    ScaleNodes,
 }
 
 impl Name {
     /// All, in the order of the report.
-    pub const ALL: [Self; 5] = [Self::Forward, Self::Rr, Self::Crr, Self::Stream, Self::Slow];
+    pub const ALL: [Self; 7] = [
+        Self::Forward,
+        Self::Rr,
+        Self::Crr,
+        Self::Stream,
+        Self::Slow,
+        Self::ScaleFlows,
+        Self::ScaleNodes,
+    ];
 
     /// The measure, with nothing measured yet.
     pub fn measure(self) -> Box<dyn Measure> {
@@ -184,6 +198,8 @@ impl Name {
             Self::Crr => Box::new(crr::Crr),
             Self::Stream => Box::new(stream::Stream),
             Self::Slow => Box::new(slow::Slow),
+            Self::ScaleFlows => Box::<scale_flows::ScaleFlows>::default(),
+            Self::ScaleNodes => Box::<scale_nodes::ScaleNodes>::default(),
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::{
 /// Flows at the same time.
 const FLOWS: [usize; 2] = [1, 32];
 /// Requests of a run in all flows together, and in the quick one: enough for one in a thousand to be several.
-const REQUESTS: usize = 16_000;
-const QUICK_REQUESTS: usize = 6_400;
+const REQUESTS: usize = 8_000;
+const QUICK_REQUESTS: usize = 3_200;
 /// Requests of each flow that go before.
 const WARM_UP: usize = 64;
 /// Requests of which one may take the kernel's path.

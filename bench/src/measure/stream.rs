@@ -24,9 +24,12 @@ use crate::{
 
 /// Streams at the same time.
 const STREAMS: [usize; 2] = [1, 4];
-/// Bytes of all streams of a run, with the wire's segmentation offload and without; and of a quick run.
-const BYTES: [u64; 2] = [800_000_000, 300_000_000];
-const QUICK_BYTES: [u64; 2] = [300_000_000, 100_000_000];
+/// What is on the wire between the nodes, and how many bytes a run sends that way, and a quick run.
+const WIRES: [(Wire, u64, u64); 3] = [
+    (Wire::Aggregates, 600_000_000, 200_000_000),
+    (Wire::Segments, 200_000_000, 100_000_000),
+    (Wire::SegmentsOnly, 200_000_000, 100_000_000),
+];
 /// Bytes per write, and per read at most.
 const CHUNK: usize = 128 << 10;
 /// A packet on the wire holds so many bytes at most.
@@ -38,6 +41,39 @@ const SENDER: [(&str, &str); 2] = [
 ];
 const OUT_OF_ORDER: (&str, &str) = ("out of order", "TcpExt.TCPOFOQueue");
 
+/// What is on the wire.
+#[derive(Clone, Copy, Debug)]
+enum Wire {
+    /// What the sender's socket has made: segmentation is left to a device that never does it.
+    Aggregates,
+    /// Single packets, which the receiving device aggregates, as network cards' drivers do.
+    Segments,
+    /// Single packets, and nothing aggregates at the device.
+    SegmentsOnly,
+}
+
+impl Wire {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Aggregates => "GSO",
+            Self::Segments => "segmented",
+            Self::SegmentsOnly => "no GRO",
+        }
+    }
+
+    fn set(self, bed: &Testbed) -> Result<()> {
+        bed.cluster().nodes().iter().try_for_each(|node| {
+            let netns = node.netns();
+            match self {
+                Self::Aggregates => underlay::restore_offloads(netns, WIRE),
+                Self::Segments => underlay::aggregate_only(netns, WIRE),
+                Self::SegmentsOnly => underlay::disable_offloads(netns, WIRE),
+            }
+        })?;
+        Ok(())
+    }
+}
+
 /// See the module.
 pub struct Stream;
 
@@ -47,11 +83,12 @@ impl Measure for Stream {
     }
 
     fn title(&self, effort: &Effort) -> String {
-        let [offloaded, segmented] = bytes(effort).map(|bytes| bytes / 1_000_000);
+        let megabytes = WIRES.map(|wire| (bytes(wire, effort) / 1_000_000).to_string());
         format!(
             "TCP streams, CPU time of sender, receiver and software interrupts on one CPU (ns per kB are ms per GB); \
-             {offloaded} MB with aggregates on the wire (GSO), {segmented} MB in single packets (offloads of the wire \
-             off)"
+             {} MB with aggregates on the wire (GSO), segmented and aggregated by the receiving device, segmented without \
+             that (no GRO)",
+            megabytes.join(", ")
         )
     }
 
@@ -61,29 +98,29 @@ impl Measure for Stream {
 
     fn run(&mut self, context: &mut Context<'_, '_>, carrier: Carrier) -> Result<Vec<Figure>> {
         let cpu = context.means.cpu;
-        let bytes = bytes(&context.effort);
+        let wires = WIRES.map(|wire| (wire.0, bytes(wire, &context.effort)));
         let bed = context.beds.get(carrier)?;
         let before = Trouble::read(bed)?;
         let mut figures = Vec::new();
-        for (offloads, bytes) in [true, false].into_iter().zip(bytes) {
-            set_offloads(bed, offloads)?;
+        for (wire, bytes) in wires {
+            wire.set(bed)?;
             for streams in STREAMS {
-                figures.extend(measure(bed, offloads, streams, bytes, cpu)?);
+                figures.extend(measure(bed, wire, streams, bytes, cpu)?);
             }
         }
-        set_offloads(bed, true)?;
+        Wire::Aggregates.set(bed)?;
         figures.extend(Trouble::read(bed)?.since(&before));
         Ok(figures)
     }
 }
 
-fn bytes(effort: &Effort) -> [u64; 2] {
-    if effort.quick { QUICK_BYTES } else { BYTES }
+fn bytes((_, usual, quick): (Wire, u64, u64), effort: &Effort) -> u64 {
+    if effort.quick { quick } else { usual }
 }
 
 fn measure(
     bed: &mut Testbed,
-    offloads: bool,
+    wire: Wire,
     streams: usize,
     bytes: u64,
     cpu: usize,
@@ -107,8 +144,7 @@ fn measure(
         Ok(measured?)
     })?;
     let plural = if streams == 1 { "stream" } else { "streams" };
-    let wire = if offloads { "GSO" } else { "segmented" };
-    let name = format!("{streams} {plural}, {wire}, CPU per kB");
+    let name = format!("{streams} {plural}, {}, CPU per kB", wire.name());
     let per_kilobyte = |count: u64| 1e3 * count as f64 / bytes as f64;
     let cost = Figure::new(&name, unit, per_kilobyte(spent.cost));
     let instructions = spent.instructions.map(|count| {
@@ -195,17 +231,6 @@ fn connect(bed: &Testbed) -> Result<(TcpStream, TcpStream)> {
             .context("set up connection to", to)?;
     }
     Ok((client, server))
-}
-
-fn set_offloads(bed: &Testbed, on: bool) -> Result<()> {
-    for node in bed.cluster().nodes() {
-        if on {
-            underlay::enable_offloads(node.netns(), WIRE)?;
-        } else {
-            underlay::disable_offloads(node.netns(), WIRE)?;
-        }
-    }
-    Ok(())
 }
 
 /// What must not become more: segments lost, sent again, out of order.

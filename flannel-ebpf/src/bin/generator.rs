@@ -10,11 +10,12 @@
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+    use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
     use aya_ebpf::macros::{classifier, map, xdp};
     use aya_ebpf::maps::{Array, PerCpuArray};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use flannel_common::generator::{Headers, Plan};
-    use flannel_common::wire::udp::Udp;
+    use flannel_common::wire::{ethernet, udp::Udp};
 
     /// What to generate.
     #[map]
@@ -48,11 +49,17 @@ mod programs {
             *next
         };
         let [source, destination] = plan.ports(flow);
+        let ip = if plan.subnets > 1 {
+            // SAFETY: no pointer is involved.
+            plan.ip(unsafe { bpf_get_prandom_u32() })
+        } else {
+            plan.headers.ip
+        };
         // SAFETY: `headers` checked the bounds, and packet data starts at an even address, which is all that headers
         // need. One by one, because larger copies become calls of a slow `memcpy`.
         unsafe {
             (&raw mut (*headers).ethernet).write(plan.headers.ethernet);
-            (&raw mut (*headers).ip).write(plan.headers.ip);
+            (&raw mut (*headers).ip).write(ip);
             (&raw mut (*headers).udp).write(Udp {
                 source,
                 destination,
@@ -78,6 +85,24 @@ mod programs {
         }
     }
 
+    /// The same for the device that joins two nodes, where packets are encapsulated or their destination is chosen at
+    /// random: takes all IPv4.
+    #[classifier]
+    pub fn wire_sink(ctx: TcContext) -> i32 {
+        if take_ipv4(&ctx).is_some() {
+            TC_ACT_SHOT as i32
+        } else {
+            TC_ACT_UNSPEC
+        }
+    }
+
+    #[inline(always)]
+    fn take_ipv4(ctx: &TcContext) -> Option<()> {
+        // SAFETY: as for `take`.
+        let headers = unsafe { &*headers(ctx.data(), ctx.data_end())? };
+        (headers.ethernet.ethertype == ethernet::IPV4).then(arrived)?
+    }
+
     #[inline(always)]
     fn take(ctx: &TcContext) -> Option<()> {
         let plan = PLAN.get(0)?;
@@ -91,7 +116,12 @@ mod programs {
             && { headers.ip.source } == { expected.ip.source }
             && { headers.ip.destination } == { expected.ip.destination }
             && plan.has_ports(headers.udp.source, headers.udp.destination);
-        let arrived = ARRIVED.get_ptr_mut(0).filter(|_| ours)?;
+        ours.then(arrived)?
+    }
+
+    #[inline(always)]
+    fn arrived() -> Option<()> {
+        let arrived = ARRIVED.get_ptr_mut(0)?;
         // SAFETY: the element is this CPU's own, and programs of one hook do not interrupt each other on a CPU.
         unsafe { *arrived += 1 };
         Some(())
