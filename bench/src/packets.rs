@@ -53,7 +53,7 @@ pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Pl
     Ok(Plan {
         flows,
         answers: u16::from(way == Way::Back),
-        subnets: 1,
+        subnets: 0,
         subnet_shift: 0,
         headers: Headers {
             ethernet: Ethernet {

@@ -37,6 +37,8 @@ pub const WARM_UP: u32 = 1024;
 /// How long it may take until all packets of a warm-up take the path they are to take.
 const WARM_UP_LIMIT: Duration = Duration::from_secs(10);
 const WARM_UP_PAUSE: Duration = Duration::from_millis(50);
+/// Parts in which flows are attested one after the other.
+const SLICES: u32 = 20;
 /// Age from which conntrack takes UDP that is answered for a stream, and assures it (`nf_conntrack_udp_packet` in
 /// net/netfilter/nf_conntrack_proto_udp.c: two seconds and a timer tick).
 pub const STREAM_AGE: Duration = Duration::from_millis(2_100);
@@ -169,6 +171,8 @@ pub struct Pace {
     pub passes: u32,
     /// Windows.
     pub windows: u32,
+    /// Time over which the flows are spread beforehand, so that they are not all revalidated at once.
+    pub spread: Duration,
 }
 
 /// The flows that generated packets are of.
@@ -321,7 +325,7 @@ impl Testbed {
     /// # Errors
     /// If not every single one arrived, or not every single one took the path that this cluster is for.
     pub fn send(&mut self, flows: u32, packets: u32) -> Result<Run> {
-        self.prime(flows)?;
+        self.prime(flows, Duration::ZERO)?;
         let expected = Expected::Exactly(if self.carrier.is_fast() {
             packets.into()
         } else {
@@ -338,7 +342,7 @@ impl Testbed {
     /// # Errors
     /// As for [`Testbed::send`].
     pub fn send_paced(&mut self, flows: u32, pace: &Pace) -> Result<Vec<Run>> {
-        self.prime(flows)?;
+        self.prime(flows, pace.spread)?;
         let passes = pace.windows * pace.passes;
         let packets = u64::from(passes) * u64::from(pace.packets);
         let expected = Expected::Exactly(if self.carrier.is_fast() { packets } else { 0 });
@@ -455,8 +459,8 @@ impl Testbed {
         Ok(done)
     }
 
-    /// Makes conntrack know the flows of generated packets, as streams that are answered.
-    fn prime(&mut self, flows: u32) -> Result<()> {
+    /// Makes conntrack know the flows of generated packets, as streams that are answered, and the fast path by and by.
+    fn prime(&mut self, flows: u32, spread: Duration) -> Result<()> {
         let kept = self
             .flows
             .used
@@ -468,7 +472,14 @@ impl Testbed {
         self.exchange()?;
         if self.carrier == Carrier::Flow {
             thread::sleep(STREAM_AGE);
-            self.exchange()?;
+            retry(|| self.lane(Way::Back).run(flows))?;
+            let slices = if flows < SLICES { 1 } else { SLICES };
+            let start = Instant::now();
+            for slice in 0..slices {
+                let due = spread * slice / slices;
+                thread::sleep(due.saturating_sub(start.elapsed()));
+                retry(|| self.lane(Way::There).run(flows.div_ceil(slices)))?;
+            }
         }
         self.flows.used = Some(Instant::now());
         Ok(())

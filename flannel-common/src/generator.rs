@@ -33,7 +33,7 @@ pub struct Plan {
     pub answers: u16,
     /// Written over each packet.
     pub headers: Headers,
-    /// Subnets that packets go to at random, each at the same place in it. Not zero.
+    /// Subnets that packets go to at random, each at the same place in it; zero for no choice.
     pub subnets: u32,
     /// The distance of one subnet from the next, as a power of two.
     pub subnet_shift: u32,

@@ -27,8 +27,10 @@ const LOADS: [(u32, u32); 4] = [(1, 1), (16, 1), (1_000, 1), (100_000, STRETCH)]
 /// The quick ones: no stretch takes too long.
 const QUICK_LOADS: [(u32, u32); 1] = [(1_000, 1)];
 const STRETCH: u32 = 4;
-/// A kernel path has no revalidation: so few passes of the most flows do.
-const KERNEL_PASSES: u32 = 2;
+/// A pass sends so many packets at the most.
+const LARGEST: u32 = 12_500;
+/// A kernel path has no revalidation: one of so many passes does.
+const KERNEL_SHARE: u32 = 4;
 /// Where the kernel says how many flows conntrack may know.
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
@@ -103,20 +105,22 @@ impl ScaleFlows {
 }
 
 fn pace(flows: u32, stretch: u32, carrier: Carrier) -> Pace {
-    let packets = flows.max(LEAST);
+    // Few flows' bursts come as often as the packets of many would; of many, a part comes at a time.
+    let parts = (flows / LARGEST).max(1);
     let window = REVALIDATE * stretch;
-    // Few flows' bursts come as often as the packets of many would.
-    let interval = Duration::from_secs(1) * stretch / RATE;
+    let interval = Duration::from_secs(1) * stretch / RATE / parts;
+    let passes = (window.as_millis() / interval.as_millis()) as u32;
     let unpaced = stretch > 1 && carrier != Carrier::Flow;
     Pace {
-        packets,
+        packets: (flows / parts).max(LEAST),
         interval: if unpaced { Duration::ZERO } else { interval },
-        passes: if unpaced {
-            KERNEL_PASSES
+        passes: if carrier == Carrier::Flow {
+            passes
         } else {
-            (window.as_millis() / interval.as_millis()) as u32
+            passes / KERNEL_SHARE
         },
         windows: REVALIDATIONS,
+        spread: window,
     }
 }
 
@@ -149,9 +153,10 @@ mod tests {
 
     #[test]
     fn as_many_packets_lie_between_revalidations_however_time_is_stretched() {
-        for stretch in [1, 4] {
-            let pace = pace(1_000, stretch, Carrier::Flow);
-            assert_eq!(pace.passes, RATE * REVALIDATE.as_secs() as u32);
+        for (flows, stretch) in [(1_000, 1), (1_000, 4), (100_000, 4)] {
+            let pace = pace(flows, stretch, Carrier::Flow);
+            let each = pace.packets * pace.passes / flows;
+            assert_eq!(each, RATE * REVALIDATE.as_secs() as u32);
             assert_eq!(pace.interval * pace.passes, REVALIDATE * stretch);
         }
     }

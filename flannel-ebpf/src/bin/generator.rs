@@ -49,7 +49,7 @@ mod programs {
             *next
         };
         let [source, destination] = plan.ports(flow);
-        let ip = if plan.subnets > 1 {
+        let ip = if plan.subnets > 0 {
             // SAFETY: no pointer is involved.
             plan.ip(unsafe { bpf_get_prandom_u32() })
         } else {
