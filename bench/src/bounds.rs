@@ -78,6 +78,12 @@ impl Bounds {
         Self(serde_json::from_str(include_str!("bounds.json")).expect("a test reads the same file"))
     }
 
+    /// The figures of a measure that are bounded, and by comparison with what.
+    pub fn of<'a>(&'a self, measure: &'a str) -> impl Iterator<Item = (&'a str, Base)> {
+        let bounds = self.0.iter().filter(move |bound| bound.measure == measure);
+        bounds.map(|bound| (bound.figure.as_str(), bound.base))
+    }
+
     /// Whether a figure is bounded by comparison with `base`, and holds.
     pub fn judge(
         &self,

@@ -28,6 +28,9 @@ use crate::{
     variants::{Backend, Setting},
 };
 
+/// Packets of each run of the generator, and with `--quick`.
+const PACKETS: u32 = 100_000;
+const QUICK_PACKETS: u32 = 30_000;
 /// Rounds of `--quick`.
 const QUICK_ROUNDS: usize = 3;
 
@@ -46,9 +49,9 @@ struct Options {
     /// Three rounds only, and less in each.
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// Packets of each run of the generator.
-    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
-    packets: u32,
+    /// Packets of each run of the generator [default: 100000; with --quick 30000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
+    packets: Option<u32>,
     /// Flows that take turns.
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WARM_UP)))]
     flows: u16,
@@ -110,7 +113,11 @@ fn run(options: &Options) -> Result<bool> {
         } else {
             options.rounds.into()
         },
-        packets: options.packets,
+        packets: options.packets.unwrap_or(if options.quick {
+            QUICK_PACKETS
+        } else {
+            PACKETS
+        }),
         flows: options.flows.into(),
         quick: options.quick,
     };

@@ -144,6 +144,29 @@ fn parse_mac(text: &str) -> Result<Mac> {
 mod tests {
     use super::*;
 
+    /// The ones' complement sum of a header that holds its checksum.
+    fn sum(words: &[u8]) -> u32 {
+        let words = words
+            .chunks(2)
+            .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+        words.fold(0, |sum, word| {
+            let sum = sum + u32::from(word);
+            (sum & 0xffff) + (sum >> 16)
+        })
+    }
+
+    #[test]
+    fn changed_packets_keep_their_checksums() {
+        const VALID: u32 = 0xffff;
+        let mut plan = Plan::default();
+        plan.headers.ip.source = Be32::new(0x0a05_0102);
+        echo_request(&mut plan);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.udp)), VALID);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
+        send_to(&mut plan, 0x0a05_0203);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
+    }
+
     #[test]
     fn a_mac_address_is_six_bytes() {
         assert_eq!(

@@ -40,6 +40,8 @@ pub struct Table {
     pub rows: Vec<Row>,
     /// What went wrong, by carrier.
     pub errors: Vec<(Carrier, String)>,
+    /// Bounded figures that are not among the rows.
+    pub unmeasured: Vec<String>,
 }
 
 /// One figure by one carrier.
@@ -107,6 +109,7 @@ impl Report {
             title: measure.title(&self.effort),
             rows: Vec::new(),
             errors: Vec::new(),
+            unmeasured: Vec::new(),
         };
         for (carrier, outcome) in outcomes {
             match outcome {
@@ -148,6 +151,7 @@ impl Report {
         let before = self.tables.clone();
         for table in &mut self.tables {
             let (setting, measure) = (table.setting, table.measure);
+            let bounded = table.is_bounded();
             let without_rules = before.iter().find(|other| {
                 other.measure == measure
                     && other.setting.backend == setting.backend
@@ -176,7 +180,8 @@ impl Report {
                     row.compare(base, other, floor)
                 });
                 row.comparisons = compared.collect();
-                if matches!(row.carrier, Carrier::Flow) || own.is_some_and(Table::is_alone) {
+                let alone = own.is_some_and(Table::is_alone);
+                if bounded && (row.carrier == Carrier::Flow || alone) {
                     row.judge(bounds, measure, setting);
                 }
                 // Of interest where it is asked for only.
@@ -184,6 +189,26 @@ impl Report {
                     comparison.base != Base::KernelWithoutRules || comparison.verdict.is_some()
                 });
             }
+        }
+        self.note_unmeasured(bounds);
+    }
+
+    /// Notes which bounds nobody has asked about: what is not measured must not pass for met.
+    fn note_unmeasured(&mut self, bounds: &Bounds) {
+        for table in self.tables.iter_mut().filter(|table| table.is_bounded()) {
+            let judged = |figure: &str, base| {
+                table.rows.iter().any(|row| {
+                    let mut comparisons = row.comparisons.iter();
+                    row.figure == figure
+                        && comparisons.any(|other| other.base == base && other.verdict.is_some())
+                })
+            };
+            let unmeasured: Vec<_> = bounds
+                .of(table.measure)
+                .filter(|(figure, base)| !judged(figure, *base))
+                .map(|(figure, base)| format!("{figure} to {}", base.name()))
+                .collect();
+            table.unmeasured = unmeasured;
         }
     }
 
@@ -194,6 +219,11 @@ impl Report {
 }
 
 impl Table {
+    /// Whether bounds are for this setting: for nodes as they are, with rules. Nodes are not counted by rules.
+    fn is_bounded(&self) -> bool {
+        self.setting.services > 0 || self.measure == "scale-nodes"
+    }
+
     /// Whether there is one carrier only.
     fn is_alone(&self) -> bool {
         self.rows
@@ -229,10 +259,6 @@ impl Row {
     }
 
     fn judge(&mut self, bounds: &Bounds, measure: &str, setting: Setting) {
-        // The figures are those with rules; where a measure has no others, they are those.
-        if setting.services == 0 && measure != "scale-nodes" {
-            return;
-        }
         let judge = |base, value| bounds.judge(measure, &self.figure, base, setting.backend, value);
         if let Some(verdict) = judge(Base::None, self.summary.median) {
             self.comparisons.push(Comparison {

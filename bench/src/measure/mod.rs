@@ -148,7 +148,7 @@ pub trait Measure {
     fn applies(&self, setting: Setting, effort: &Effort) -> bool {
         setting.services > 0 || !effort.quick
     }
-    /// In how many of the rounds.
+    /// In how many of the rounds, the last ones.
     fn rounds(&self, effort: &Effort) -> usize {
         effort.rounds
     }

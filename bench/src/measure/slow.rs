@@ -1,7 +1,11 @@
 //! Traffic that never becomes fast: what the fast path costs those who have nothing from it.
 
 use super::{Context, Effort, Figure, Measure};
-use crate::{packets, testbed::Result, variants::Carrier};
+use crate::{
+    packets::{echo_request, one_way},
+    testbed::{Result, WARM_UP},
+    variants::Carrier,
+};
 
 /// See the module.
 pub struct Slow;
@@ -15,7 +19,8 @@ impl Measure for Slow {
         format!(
             "Cost of a forwarded packet that the kernel carries in any case: UDP that nobody answers, in {} flows, and \
              ICMP; {} packets each",
-            effort.flows, effort.packets
+            effort.flows,
+            packets(effort)
         )
     }
 
@@ -24,13 +29,19 @@ impl Measure for Slow {
     }
 
     fn run(&mut self, context: &mut Context<'_, '_>, carrier: Carrier) -> Result<Vec<Figure>> {
-        let Effort { packets, flows, .. } = context.effort;
+        let packets = packets(&context.effort);
+        let flows = context.effort.flows;
         let bed = context.beds.get(carrier)?;
-        let udp = bed.send_slow(flows, packets, packets::one_way)?;
+        let udp = bed.send_slow(flows, packets, one_way)?;
         // One, since the ports that tell flows apart are ICMP's type.
-        let icmp = bed.send_slow(1, packets, packets::echo_request)?;
+        let icmp = bed.send_slow(1, packets, echo_request)?;
         let mut figures = Figure::per_packet("one-way UDP", &udp);
         figures.extend(Figure::per_packet("ICMP echo request", &icmp));
         Ok(figures)
     }
+}
+
+/// Fewer than where there are fast ones: these take longer each.
+fn packets(effort: &Effort) -> u32 {
+    (effort.packets / 2).max(WARM_UP)
 }

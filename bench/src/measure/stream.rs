@@ -26,9 +26,9 @@ use crate::{
 const STREAMS: [usize; 2] = [1, 4];
 /// What is on the wire between the nodes, and how many bytes a run sends that way, and a quick run.
 const WIRES: [(Wire, u64, u64); 3] = [
-    (Wire::Aggregates, 600_000_000, 200_000_000),
-    (Wire::Segments, 200_000_000, 100_000_000),
-    (Wire::SegmentsOnly, 200_000_000, 100_000_000),
+    (Wire::Aggregates, 400_000_000, 200_000_000),
+    (Wire::Segments, 150_000_000, 80_000_000),
+    (Wire::SegmentsOnly, 150_000_000, 80_000_000),
 ];
 /// Bytes per write, and per read at most.
 const CHUNK: usize = 128 << 10;

@@ -52,6 +52,8 @@ fn ratios_are_to_the_kernel_with_and_without_the_generator() {
     assert_eq!(flow.net, Some(0.1));
     assert_eq!(flow.verdict.map(|verdict| verdict.met), Some(false));
     assert!(report.is_complete() && report.text().contains("MISSED"));
+    let unmeasured = "not measured: forward, vxlan: UDP packet to kernel, no rules";
+    assert!(report.text().contains(unmeasured));
 }
 
 #[test]

@@ -12,6 +12,8 @@ impl Report {
             "{} rounds on CPU {} ({}), kernel {}\n\
              MAD: median absolute deviation. RATIO: median of the ratios round by round (of counts: the difference), \
              with the interval that holds the true median by 95 %. NET: both less the generator.\n\
+             0 services: no bridge netfilter, no conntrack and no rule at all, but for one rule for --fast-path=flow, \
+             without which there is no conntrack to ask.\n\
              BOUND: what --fast-path=flow is to reach (goal in brackets). No hardware counters: ns of CPU time.\n",
             self.effort.rounds, self.cpu, self.cpu_model, self.kernel
         );
@@ -33,6 +35,12 @@ impl Report {
             .collect();
         let met = verdicts.iter().filter(|verdict| verdict.met).count();
         let _ = writeln!(text, "\n{met} of {} bounds met", verdicts.len());
+        for table in &self.tables {
+            for figure in &table.unmeasured {
+                let backend = table.setting.backend.name();
+                let _ = writeln!(text, "not measured: {}, {backend}: {figure}", table.measure);
+            }
+        }
         text
     }
 
