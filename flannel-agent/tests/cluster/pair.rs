@@ -187,7 +187,16 @@ fn pass(from: &mut TcpStream, to: &mut TcpStream) -> Outcome {
 }
 
 /// Repeats `exchange` until packets are fast at both nodes, out and in.
-pub(crate) fn until_fast(pair: &Pair<'_>, mut exchange: impl FnMut() -> Outcome) -> Outcome {
+pub(crate) fn until_fast(pair: &Pair<'_>, exchange: impl FnMut() -> Outcome) -> Outcome {
+    until_fast_at(pair, &[0, 1], exchange)
+}
+
+/// As [`until_fast`], at these nodes.
+pub(crate) fn until_fast_at(
+    pair: &Pair<'_>,
+    nodes: &[usize],
+    mut exchange: impl FnMut() -> Outcome,
+) -> Outcome {
     const ENOUGH: u64 = 20;
     let start = Instant::now();
     let mut before = pair.counters()?;
@@ -197,7 +206,11 @@ pub(crate) fn until_fast(pair: &Pair<'_>, mut exchange: impl FnMut() -> Outcome)
             thread::sleep(PAUSE);
         }
         let counted = pair.since(&before)?;
-        if all_fast(&counted, ENOUGH) {
+        let fast = |node: &usize| {
+            let node = &counted[*node];
+            node.fast_egress >= ENOUGH && node.fast_ingress >= ENOUGH
+        };
+        if nodes.iter().all(fast) {
             return Ok(());
         }
         ensure!(
