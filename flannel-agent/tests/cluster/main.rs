@@ -10,6 +10,7 @@ mod config;
 mod declined;
 mod fallback;
 mod flow;
+mod liberal;
 mod matrix;
 mod meter;
 mod mixed;
@@ -180,6 +181,19 @@ const FLOW: &[(&str, Test)] = &[
     ),
 ];
 
+/// Tests of flow permission that do not depend on what attests, with every backend.
+const FLOW_TRAFFIC: &[(&str, Test)] = &[
+    ("aggregates_are_fast", flow::aggregates_are_fast),
+    (
+        "a_stream_survives_the_end_of_its_fast_path",
+        liberal::a_stream_survives_the_end_of_its_fast_path,
+    ),
+    (
+        "tcp_is_the_kernels_where_conntrack_is_strict",
+        liberal::tcp_is_the_kernels_where_conntrack_is_strict,
+    ),
+];
+
 /// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
 const CAUGHT: &[(&str, Test, &str)] = &[
     (
@@ -191,6 +205,12 @@ const CAUGHT: &[(&str, Test, &str)] = &[
         "broken-no-kill",
         permission::one_port_after_conntrack_forgot,
         "an answer of 8 bytes from",
+    ),
+    ("broken-no-gso-size", flow::aggregates_are_fast, "sender: "),
+    (
+        "broken-no-be-liberal",
+        liberal::tcp_is_the_kernels_where_conntrack_is_strict,
+        "packets were INVALID to conntrack",
     ),
     (
         "broken-probes-reorder",
@@ -215,6 +235,7 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
+            let flow_traffic = flow.map(|_| FLOW_TRAFFIC);
             let ruled = (path != Path::Fast).then_some(RULED);
             let tests = [
                 Some(EVERYWHERE),
@@ -223,6 +244,7 @@ fn main() -> ExitCode {
                 fast,
                 fast_vxlan,
                 flow,
+                flow_traffic,
                 ruled,
             ];
             trials.extend(

@@ -53,7 +53,8 @@ pub fn permit<F: Flows>(
     if terms.config.flags & FLAG_FLOWS == 0 {
         return Ok(Permit::default());
     }
-    if transport.tcp && terms.config.flags & FLAG_TCP == 0 {
+    let needs_liberal = transport.tcp && !cfg!(feature = "broken-no-be-liberal");
+    if needs_liberal && terms.config.flags & FLAG_TCP == 0 {
         return Err(Outcome::TcpStrict);
     }
     let flow = flows.find(key).ok_or(if transport.is_control() {
