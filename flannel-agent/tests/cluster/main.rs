@@ -8,6 +8,7 @@ mod bypass;
 mod cleanup;
 mod config;
 mod declined;
+mod differential;
 mod fallback;
 mod flow;
 mod liberal;
@@ -183,6 +184,10 @@ const FLOW: &[(&str, Test)] = &[
 
 /// Tests of flow permission that do not depend on what attests, with every backend.
 const FLOW_TRAFFIC: &[(&str, Test)] = &[
+    (
+        "random_packets_fare_alike",
+        differential::random_packets_fare_alike,
+    ),
     ("aggregates_are_fast", flow::aggregates_are_fast),
     (
         "a_stream_survives_the_end_of_its_fast_path",
