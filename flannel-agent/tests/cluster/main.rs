@@ -8,14 +8,17 @@ mod bypass;
 mod cleanup;
 mod config;
 mod declined;
+mod dialog;
 mod differential;
 mod fallback;
 mod flow;
+mod headers;
 mod liberal;
 mod matrix;
 mod meter;
 mod mixed;
 mod nodes;
+mod offloads;
 mod permission;
 mod repair;
 mod restart;
@@ -199,6 +202,32 @@ const FLOW_TRAFFIC: &[(&str, Test)] = &[
     ),
 ];
 
+/// Tests of what permitted flows must have in common with the kernel's own path, on both.
+const TRAFFIC: &[(&str, Test)] = &[
+    ("hops_are_the_kernels", headers::hops_are_the_kernels),
+    (
+        "a_narrower_path_is_learned",
+        headers::a_narrower_path_is_learned,
+    ),
+    (
+        "content_is_right_with_any_offloads",
+        offloads::any_combination,
+    ),
+    (
+        "aggregates_are_passed_on_by_a_router",
+        offloads::passed_on_by_a_router,
+    ),
+    (
+        "aggregates_are_passed_on_by_a_bridge",
+        offloads::passed_on_by_a_bridge,
+    ),
+    (
+        "aggregates_of_datagrams_arrive",
+        offloads::datagram_aggregates,
+    ),
+    ("jumbo_frames_get_through", offloads::jumbo_frames),
+];
+
 /// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
 const CAUGHT: &[(&str, Test, &str)] = &[
     (
@@ -242,6 +271,7 @@ fn main() -> ExitCode {
             let flow = (path == Path::Flow).then_some(FLOW);
             let flow_traffic = flow.map(|_| FLOW_TRAFFIC);
             let ruled = (path != Path::Fast).then_some(RULED);
+            let traffic = ruled.map(|_| TRAFFIC);
             let tests = [
                 Some(EVERYWHERE),
                 vxlan,
@@ -251,6 +281,7 @@ fn main() -> ExitCode {
                 flow,
                 flow_traffic,
                 ruled,
+                traffic,
             ];
             trials.extend(
                 tests
