@@ -39,8 +39,8 @@ const BROKEN: [&str; 5] = [
     "broken-no-nat-test",
     "broken-no-kill",
     "broken-no-gso-size",
-    "broken-probes-reorder",
     "broken-no-be-liberal",
+    "broken-probes-reorder",
 ];
 
 /// Names the agent for tests, the demo and the benchmark.

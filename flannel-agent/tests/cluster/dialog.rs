@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
@@ -52,12 +52,6 @@ impl Dialog {
         let length = self.client.recv(&mut buffer).context("answer")?;
         ensure!(&buffer[..length] == b"answer", "another answer");
         Ok(())
-    }
-
-    /// From where the server sees the client.
-    pub(crate) fn client_address(&self, from: &dyn Host) -> anyhow::Result<SocketAddr> {
-        let port = self.client.local_addr()?.port();
-        Ok((from.address(), port).into())
     }
 
     /// Lets the client's kernel send each packet as segments of so many bytes.

@@ -7,15 +7,12 @@ use anyhow::{Context, ensure};
 use lab::{
     Node, Pod,
     capture::{Capture, Direction, Frame},
-    traffic::{
-        Host,
-        tcp::{TcpFlow, TcpPlan},
-    },
+    traffic::tcp::{TcpFlow, TcpPlan},
     underlay,
 };
 
 use crate::dialog;
-use crate::flow::{counters, pod};
+use crate::pair::{counters, first_pod as pod};
 use crate::support::{Backend, Outcome, PROMPT, Path, Setting, eventually, with_cluster};
 
 /// Bytes that a stream carries at each stage.

@@ -17,7 +17,7 @@ use lab::{
 };
 
 use crate::dialog;
-use crate::flow::{counters, pod};
+use crate::pair::{counters, first_pod as pod};
 use crate::support::{Outcome, Path, Setting, udp_arrives, with_cluster};
 
 /// Bytes of one stream.
@@ -175,6 +175,8 @@ impl Host for Behind {
     }
 }
 
+/// What is left to a pod's own interface when a host behind it has its address.
+const OTHER_MAC: &str = "02:00:00:00:00:77";
 /// Address of the host behind the pod, and of the pod towards it.
 const INSIDE: &str = "10.99.0.2";
 const TOWARDS_INSIDE: &str = "10.99.0.1";
@@ -219,37 +221,21 @@ fn behind_bridge(pod: &Pod) -> anyhow::Result<Behind> {
     underlay::ip_batch(
         pod.netns(),
         &format!(
-            "address flush dev eth0\nlink set eth0 address 02:00:00:00:00:77\n\
-             link add inner type veth peer name eth0 netns {} address {mac}\n\
+            "address flush dev eth0\nlink set eth0 address {OTHER_MAC}\n\
+             link add inner type veth peer name eth0 netns {}\n\
              link add br type bridge forward_delay 0 mcast_snooping 0\n\
              link set eth0 master br\nlink set inner master br\nlink set inner up\nlink set br up\n",
             netns.name()
         ),
-    )
-    .or_else(|_| rename_peer(pod, &netns))?;
+    )?;
     underlay::ip_batch(
         &netns,
         &format!(
-            "link set lo up\naddress add {address}/24 dev eth0\nlink set eth0 up\n\
-             route add default via {gateway}\n"
+            "link set lo up\nlink set eth0 address {mac}\naddress add {address}/24 dev eth0\n\
+             link set eth0 up\nroute add default via {gateway}\n"
         ),
     )?;
     Ok(Behind { netns, address })
-}
-
-/// As the links of [`behind_bridge`], for versions of iproute2 that take no address of a veth's peer.
-fn rename_peer(pod: &Pod, netns: &Netns) -> lab::Result<()> {
-    let mac = &pod.attachment().mac;
-    underlay::ip_batch(
-        pod.netns(),
-        &format!(
-            "link add inner type veth peer name eth0 netns {}\n\
-             link add br type bridge forward_delay 0 mcast_snooping 0\n\
-             link set eth0 master br\nlink set inner master br\nlink set inner up\nlink set br up\n",
-            netns.name()
-        ),
-    )?;
-    underlay::ip_batch(netns, &format!("link set eth0 address {mac}\n"))
 }
 
 /// Aggregates that arrive at a pod which passes them on are cut again behind it, by whoever has to do it there.

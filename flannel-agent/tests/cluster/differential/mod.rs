@@ -31,7 +31,8 @@ use self::{
     mask::{INNER, compared, id, is_injected},
     packets::{At, EXCESS, End, Generator, Kinds, Shot},
 };
-use crate::flow::{counters, on_one_processor, pod};
+use crate::flow::on_one_processor;
+use crate::pair::{counters, first_pod as pod};
 use crate::support::{
     Backend, Outcome, Path, Setting, link, shell, wait_pods_served, with_cluster,
 };
