@@ -175,6 +175,8 @@ outcomes! {
     DropPodVxlan = 38, "dropped-pod-vxlan";
     /// Decapsulated by XDP, and delivered by the hook behind it, which counts it as fast.
     Decapsulated = 39, "decapsulated";
+    /// Several datagrams in one packet, in a tunnel: taken out of it by BPF, the kernel could not tell them apart.
+    Datagrams = 42, "datagrams";
 }
 
 impl Outcome {

@@ -9,10 +9,13 @@ mod bypass;
 mod cleanup;
 mod config;
 mod declined;
+mod dialog;
+mod differential;
 mod escape;
 mod fallback;
 mod floods;
 mod flow;
+mod headers;
 mod life;
 mod marks;
 mod matrix;
@@ -20,6 +23,7 @@ mod meter;
 mod mixed;
 mod mtu;
 mod nodes;
+mod offloads;
 mod pair;
 mod permission;
 mod repair;
@@ -213,6 +217,41 @@ const FLOW: &[(&str, Test)] = &[
     ),
 ];
 
+/// Tests of flow permission that do not depend on what attests, with every backend.
+const FLOW_TRAFFIC: &[(&str, Test)] = &[
+    (
+        "random_packets_fare_alike",
+        differential::random_packets_fare_alike,
+    ),
+    ("aggregates_are_fast", flow::aggregates_are_fast),
+];
+
+/// Tests of what permitted flows must have in common with the kernel's own path, on both.
+const TRAFFIC: &[(&str, Test)] = &[
+    ("hops_are_the_kernels", headers::hops_are_the_kernels),
+    (
+        "a_narrower_path_is_learned",
+        headers::a_narrower_path_is_learned,
+    ),
+    (
+        "content_is_right_with_any_offloads",
+        offloads::any_combination,
+    ),
+    (
+        "aggregates_are_passed_on_by_a_router",
+        offloads::passed_on_by_a_router,
+    ),
+    (
+        "aggregates_are_passed_on_by_a_bridge",
+        offloads::passed_on_by_a_bridge,
+    ),
+    (
+        "aggregates_of_datagrams_arrive",
+        offloads::datagram_aggregates,
+    ),
+    ("jumbo_frames_get_through", offloads::jumbo_frames),
+];
+
 /// Tests of flow permission that do not depend on who attests.
 const FLOW_LIFE: &[(&str, Test)] = &[
     (
@@ -348,10 +387,12 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
+            let flow_traffic = flow.map(|_| FLOW_TRAFFIC);
             let life = flow.map(|_| FLOW_LIFE);
             let marks = flow.map(|_| MARKS);
             let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
+            let traffic = ruled.map(|_| TRAFFIC);
             let tests = [
                 Some(EVERYWHERE),
                 vxlan,
@@ -359,10 +400,12 @@ fn main() -> ExitCode {
                 fast,
                 fast_vxlan,
                 flow,
+                flow_traffic,
                 life,
                 marks,
                 alone,
                 ruled,
+                traffic,
             ];
             trials.extend(
                 tests

@@ -225,7 +225,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
         Ok(peer.since)
     };
-    let (permit, _) = permit(
+    let (permit, flow) = permit(
         packet,
         INNER_L3,
         &ip,
@@ -237,6 +237,15 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         topology,
         flows,
     )?;
+    // What TC takes out of a tunnel still counts as being in one (`SKB_GSO_UDP_TUNNEL` and `skb->encapsulation` stay set
+    // by `bpf_skb_adjust_room`). The kernel's segmentation of UDP believes that, and looks for an inner header
+    // (`udp4_ufo_fragment`); that of TCP does not ask.
+    if ip.protocol == ipv4::UDP && meta.gso_size != 0 {
+        if let Some(flow) = flow {
+            flow.set_queued(flows.now(), 0, true);
+        }
+        return Err(Outcome::Datagrams);
+    }
     let mut ip = merged;
     ip.decrement_ttl();
     Ok(Deliver {

@@ -165,6 +165,28 @@ impl Frame {
         self
     }
 
+    /// Source and destination port.
+    pub fn ports(mut self, source: u16, destination: u16) -> Self {
+        let (source, destination) = (Be16::new(source), Be16::new(destination));
+        match &mut self.transport {
+            Transport::Udp(udp) => (udp.source, udp.destination) = (source, destination),
+            Transport::Tcp(tcp) => (tcp.source, tcp.destination) = (source, destination),
+            Transport::None => panic!("no ports in a packet without transport header"),
+        }
+        self
+    }
+
+    /// TCP control bits, sequence and acknowledgment number.
+    pub fn segment(mut self, flags: u8, sequence: u32, acknowledgment: u32) -> Self {
+        let Transport::Tcp(tcp) = &mut self.transport else {
+            panic!("no TCP header");
+        };
+        tcp.flags = flags;
+        tcp.sequence = Be32::new(sequence);
+        tcp.acknowledgment = Be32::new(acknowledgment);
+        self
+    }
+
     /// Without a UDP checksum.
     pub fn no_udp_checksum(mut self) -> Self {
         assert!(matches!(self.transport, Transport::Udp(_)));
