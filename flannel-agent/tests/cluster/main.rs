@@ -87,6 +87,10 @@ const CONTROL: &[(&str, Test)] = &[
     ),
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
     (
+        "readme_has_the_table_that_is_asserted",
+        scenarios::readme_has_the_table,
+    ),
+    (
         "a_lease_that_another_node_took_is_left_to_it",
         repair::stolen_lease,
     ),

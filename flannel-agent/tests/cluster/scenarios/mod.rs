@@ -5,9 +5,10 @@ mod table;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use anyhow::ensure;
 use lab::{Node, Pod};
 
-use crate::support::Backend;
+use crate::support::{Backend, Outcome, Setting};
 pub(crate) use table::TABLE;
 
 /// The port that every server listens on.
@@ -102,6 +103,14 @@ impl When {
             Self::Vxlan => backend == Backend::Vxlan,
         }
     }
+
+    fn readme(self) -> &'static str {
+        match self {
+            Self::Always => "yes",
+            Self::Never => "no",
+            Self::Vxlan => "with VXLAN",
+        }
+    }
 }
 
 /// A line of the README's table.
@@ -123,4 +132,21 @@ pub(crate) struct Case {
     pub(crate) sees: Sees,
     /// Whether it works only where bridged packets meet netfilter, which answers between pods of one node must.
     pub(crate) bridged: bool,
+}
+
+/// The README has the table that is asserted.
+pub(crate) fn readme_has_the_table(_: Setting) -> Outcome {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let mut table =
+        "| traffic | fast at the client's node | fast at the server's node |\n|---|---|---|\n"
+            .to_owned();
+    for row in TABLE {
+        let [client, server] = row.fast.map(When::readme);
+        table += &format!("| {} | {client} | {server} |\n", row.traffic);
+    }
+    ensure!(
+        readme.contains(&table),
+        "README.md lacks this table:\n{table}"
+    );
+    Ok(())
 }
