@@ -16,6 +16,7 @@ mod fallback;
 mod floods;
 mod flow;
 mod headers;
+mod legs;
 mod life;
 mod marks;
 mod matrix;
@@ -26,10 +27,14 @@ mod nodes;
 mod offloads;
 mod pair;
 mod permission;
+mod policies;
 mod repair;
 mod restart;
 mod routes;
 mod rules;
+mod scenarios;
+mod service_pair;
+mod services;
 mod spoofing;
 mod support;
 mod tiers;
@@ -39,9 +44,9 @@ mod xdp;
 
 use std::process::ExitCode;
 
-use lab::signals;
+use lab::{services::Form, signals};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use support::{Backend, Outcome, Path, Setting};
+use support::{Backend, Outcome, Path, Setting, Skipped};
 
 /// A test of one backend on one path.
 type Test = fn(Setting) -> Outcome;
@@ -99,6 +104,10 @@ const CONTROL: &[(&str, Test)] = &[
         spoofing::rules_drop_what_has_a_false_source,
     ),
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    (
+        "readme_has_the_table_that_is_asserted",
+        scenarios::readme_has_the_table,
+    ),
     (
         "a_lease_that_another_node_took_is_left_to_it",
         repair::stolen_lease,
@@ -174,7 +183,24 @@ const FAST_VXLAN: &[(&str, Test)] = &[
 
 /// Tests of what the kernel was told to do to pods' flows: on its own path, and where flows need its permission.
 const RULED: &[(&str, Test)] = &[
-    ("services_work", permission::services_work),
+    ("services_work_by_iptables_nft", |setting| {
+        services::work(setting, Form::IptablesNft, true)
+    }),
+    ("services_work_by_iptables_legacy", |setting| {
+        services::work(setting, Form::IptablesLegacy, true)
+    }),
+    ("services_work_by_nftables", |setting| {
+        services::work(setting, Form::Nftables, true)
+    }),
+    ("services_work_by_iptables_nft_unbridged", |setting| {
+        services::work(setting, Form::IptablesNft, false)
+    }),
+    ("services_work_by_iptables_legacy_unbridged", |setting| {
+        services::work(setting, Form::IptablesLegacy, false)
+    }),
+    ("services_work_by_nftables_unbridged", |setting| {
+        services::work(setting, Form::Nftables, false)
+    }),
     (
         "one_port_for_pod_and_service",
         permission::one_port_for_pod_and_service,
@@ -183,7 +209,27 @@ const RULED: &[(&str, Test)] = &[
         "one_port_after_conntrack_forgot",
         permission::one_port_after_conntrack_forgot,
     ),
-    ("policies_are_obeyed", permission::policies_are_obeyed),
+    (
+        "one_port_for_two_connections",
+        permission::one_port_for_two_connections,
+    ),
+    (
+        "one_port_for_one_connection_after_another",
+        permission::one_port_for_one_connection_after_another,
+    ),
+    ("revoked_flows_end", policies::revoked_flows_end),
+    (
+        "revoked_flows_end_sooner_if_wanted",
+        policies::revoked_flows_end_sooner_if_wanted,
+    ),
+    (
+        "new_flows_get_past_no_policy",
+        policies::new_flows_get_past_no_policy,
+    ),
+    (
+        "policies_for_new_flows_end_none",
+        policies::policies_for_new_flows_end_none,
+    ),
     (
         "connections_end_as_in_the_kernel",
         life::connections_end_as_in_the_kernel,
@@ -347,12 +393,12 @@ const CAUGHT: &[(&str, Test, &str)] = &[
     (
         "broken-no-nat-test",
         permission::one_port_for_pod_and_service,
-        "an answer of 8 bytes from",
+        "an answer of 1024 bytes from",
     ),
     (
         "broken-no-kill",
         permission::one_port_after_conntrack_forgot,
-        "an answer of 8 bytes from",
+        "an answer of 1024 bytes from",
     ),
     (
         "broken-probes-reorder",
@@ -439,9 +485,13 @@ fn trial(setting: Setting, name: &str, test: Test) -> Trial {
         format!("{setting}::{name}"),
         move || match support::missing(setting.path) {
             Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => test(setting)
-                .map(|()| Completion::Completed)
-                .map_err(|error| Failed::from(format!("{error:#}"))),
+            None => match test(setting) {
+                Ok(()) => Ok(Completion::Completed),
+                Err(error) => match error.downcast::<Skipped>() {
+                    Ok(Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+                    Err(error) => Err(Failed::from(format!("{error:#}"))),
+                },
+            },
         },
     )
 }
