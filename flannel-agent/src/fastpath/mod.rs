@@ -8,6 +8,7 @@ mod bypass;
 mod engine;
 mod error;
 pub mod facts;
+pub mod flows;
 mod hooks;
 pub mod object;
 mod pin;

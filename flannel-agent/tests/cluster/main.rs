@@ -10,6 +10,7 @@ mod config;
 mod declined;
 mod fallback;
 mod flow;
+mod flows;
 mod matrix;
 mod meter;
 mod mixed;
@@ -177,6 +178,10 @@ const FLOW: &[(&str, Test)] = &[
     (
         "connections_close_properly",
         flow::connections_close_properly,
+    ),
+    (
+        "flows_are_told_with_their_reasons",
+        flows::flows_are_told_with_their_reasons,
     ),
 ];
 
