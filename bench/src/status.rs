@@ -93,6 +93,10 @@ pub struct FastPath {
     pub egress: Option<String>,
     /// Receive tier.
     pub ingress: Option<String>,
+    /// Who attests flows.
+    pub attestation: Option<String>,
+    /// Flows that are remembered.
+    pub flows: Option<u64>,
     /// Attached hooks.
     pub hooks: Vec<Hook>,
     /// Pods that it serves, or why it does not.
