@@ -93,6 +93,8 @@ pub struct FastPath {
     pub egress: Option<String>,
     /// Receive tier.
     pub ingress: Option<String>,
+    /// Who attests flows.
+    pub attestation: Option<String>,
     /// Flows that are remembered.
     pub flows: Option<u64>,
     /// How old an attestation gets before the kernel is asked again.

@@ -55,6 +55,8 @@ pub enum Command {
     Status(StatusOptions),
     /// Change which traffic BPF carries, now and until the agent ends; exits 0 if that is so then.
     FastPath(FastPathOptions),
+    /// Show the flows that the fast path remembers, and why one is not fast; works while the agent is away too.
+    Flows(FlowsOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
 }
@@ -252,6 +254,35 @@ pub struct FastPathOptions {
     #[arg(value_enum)]
     pub mode: FastPathMode,
     /// Socket of the agent
+    #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
+    pub status_socket: PathBuf,
+}
+
+/// Flows that are shown unless more are asked for.
+const SHOWN_FLOWS: usize = 50;
+
+/// Options of `flows`.
+#[derive(Debug, Args)]
+pub struct FlowsOptions {
+    /// Only flows of this pod of this node
+    #[arg(long, value_name = "ADDRESS")]
+    pub pod: Option<Ipv4Addr>,
+    /// Only flows with this pod of another node
+    #[arg(long, value_name = "ADDRESS")]
+    pub remote: Option<Ipv4Addr>,
+    /// Only flows that are not fast in both directions
+    #[arg(long)]
+    pub slow: bool,
+    /// How many are shown at most, those attested last first; 0 for all
+    #[arg(long, default_value_t = SHOWN_FLOWS, value_name = "NUMBER")]
+    pub limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where BPF objects are pinned
+    #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
+    pub pin_dir: PathBuf,
+    /// Socket of the agent, which says why it does not serve a pod or a node
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
     pub status_socket: PathBuf,
 }

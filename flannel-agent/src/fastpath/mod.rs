@@ -9,6 +9,7 @@ mod engine;
 mod error;
 mod ethtool;
 pub mod facts;
+pub mod flows;
 mod hooks;
 pub mod object;
 mod pin;

@@ -224,17 +224,29 @@ pub fn active_features(device: &str) -> io::Result<[u32; BLOCKS]> {
     Ok(answer.blocks.map(|block| block.active))
 }
 
-/// Counts the entries of a hash map with these keys and values. Entries that come and go meanwhile may be missed or
-/// counted twice.
+/// Counts the entries of a hash map with these keys and values, as [`visit_entries`] sees them.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn count_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut total = 0;
+    visit_entries(map, |entries: &[K], _: &[V]| total += entries.len() as u64)?;
+    Ok(total)
+}
+
+/// Shows the entries of a hash map with these keys and values, many at a time. Entries that come and go meanwhile may be
+/// missed or seen twice.
+///
+/// # Errors
+/// What the kernel says.
+pub fn visit_entries<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(&[K], &[V]),
+) -> io::Result<()> {
     let mut keys = vec![K::zeroed(); BATCH];
     let mut values = vec![V::zeroed(); BATCH];
     let mut position = [0u64; 2];
     let mut started = false;
-    let mut total = 0;
     loop {
         let mut next = [0u64; 2];
         let mut batch = LookupBatch {
@@ -250,11 +262,13 @@ pub fn count_entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<u64> {
         // SAFETY: the layout is what the command reads, `keys` and `values` have room for `count` entries of the map's
         // sizes (the caller's types), and a position takes four bytes.
         let result = unsafe { bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut batch) };
+        let count = (batch.count as usize).min(BATCH);
         match result {
-            Ok(_) => total += u64::from(batch.count),
+            Ok(_) => visit(&keys[..count], &values[..count]),
             // The end, with the last entries.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(total + u64::from(batch.count));
+                visit(&keys[..count], &values[..count]);
+                return Ok(());
             }
             Err(error) => return Err(error),
         }

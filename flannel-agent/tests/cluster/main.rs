@@ -15,6 +15,7 @@ mod escape;
 mod fallback;
 mod floods;
 mod flow;
+mod flows;
 mod headers;
 mod legs;
 mod life;
@@ -260,6 +261,10 @@ const FLOW: &[(&str, Test)] = &[
     (
         "connections_close_properly",
         flow::connections_close_properly,
+    ),
+    (
+        "flows_are_told_with_their_reasons",
+        flows::flows_are_told_with_their_reasons,
     ),
 ];
 

@@ -59,7 +59,7 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     let config = topology.config();
     let ethernet = frame(packet, meta, topology)?;
     if config.flags & FLAG_STRICT != 0 {
-        alive(topology, flows.tick())?;
+        alive(topology.expires(), flows.tick())?;
         strict(packet, meta, port, topology)?;
     }
     if ethernet.destination != config.bridge_mac {

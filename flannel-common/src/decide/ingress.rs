@@ -199,7 +199,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             .filter(|peer| peer.node_ip == { outer.source })
     };
     if config.flags & FLAG_STRICT != 0 {
-        alive(topology, flows.tick())?;
+        alive(topology.expires(), flows.tick())?;
         let ip: Ipv4 = packet.read(INNER_L3).ok_or(Outcome::Malformed)?;
         if peer_of(&ip).is_none() {
             return Err(Outcome::DropPeerSource);

@@ -122,11 +122,11 @@ fn frame<P: Packet + ?Sized, T: Topology>(
     Ok(ethernet)
 }
 
-/// Whether the agent is alive at time `now`. Asked before anything is done that only a true topology justifies; what is
-/// the kernel's anyway need not know.
+/// Whether what the maps say may still be believed at time `now`. Asked before anything is done that only a true topology
+/// justifies; what is the kernel's anyway need not know.
 #[inline(always)]
-fn alive<T: Topology>(topology: &T, now: u64) -> Result<(), Outcome> {
-    if now > topology.expires() {
+fn alive(expires: u64, now: u64) -> Result<(), Outcome> {
+    if now > expires {
         Err(Outcome::NoHeartbeat)
     } else {
         Ok(())

@@ -6,8 +6,10 @@
 
 use super::transport::Transport;
 use super::{Topology, alive};
-use crate::flow::{Flows, Leg, SharedFlow};
-use crate::maps::{CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
+use crate::flow::{FlowKey, Flows, Leg, SharedFlow};
+use crate::maps::{
+    CARRIED_PROBE, CARRIED_QUEUE, Carried, Config, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP,
+};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::{Packet, tcp};
@@ -76,7 +78,7 @@ pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     let config = topology.config();
     if config.flags & FLAG_FLOWS == 0 {
         source()?;
-        alive(topology, flows.tick())?;
+        alive(topology.expires(), flows.tick())?;
         return Ok((Permit::default(), None));
     }
     let transport = Transport::read(packet, offset, ip)?;
@@ -89,7 +91,46 @@ pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     } else {
         since.max(source()?)
     };
-    let is_strict = config.flags & FLAG_TCP == 0 && !cfg!(feature = "broken-no-be-liberal");
+    let terms = Terms {
+        config,
+        expires: topology.expires(),
+        since,
+        kernel_queues,
+    };
+    let (permit, flow) = permit_flow(flows, &key, flow, leg, &transport, &terms)?;
+    if !is_checked {
+        flow.set_checked(leg, sight);
+    }
+    Ok((permit, Some(flow)))
+}
+
+/// What permission depends on beside the flow itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The node's config.
+    pub config: &'a Config,
+    /// Until when all this may be believed, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub expires: u64,
+    /// Since when the pod and the peer are what they are.
+    pub since: u64,
+    /// As for [`permit`].
+    pub kernel_queues: bool,
+}
+
+/// Asks for a packet of `leg` of the flow `key`, of which `flow` is remembered, and whose ends have been checked.
+///
+/// # Errors
+/// The reason why the kernel must handle it.
+#[inline(always)]
+pub fn permit_flow<'a, F: Flows>(
+    flows: &F,
+    key: &FlowKey,
+    flow: Option<&'a SharedFlow>,
+    leg: Leg,
+    transport: &Transport,
+    terms: &Terms<'_>,
+) -> Result<(Permit, &'a SharedFlow), Outcome> {
+    let is_strict = terms.config.flags & FLAG_TCP == 0 && !cfg!(feature = "broken-no-be-liberal");
     if transport.tcp && is_strict {
         return Err(Outcome::TcpStrict);
     }
@@ -99,36 +140,30 @@ pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         Outcome::NoFlow
     })?;
     if transport.tcp && transport.flags & (tcp::SYN | tcp::RST) != 0 {
-        flows.forget(&key);
+        flows.forget(key);
         return Err(Outcome::TcpControl);
     }
     if leg == Leg::Out && transport.tcp && flow.queued() != 0 {
         flow.set_acknowledged(transport.acknowledgment);
     }
-    let result = known(flow, leg, &transport, since, kernel_queues, topology, flows);
+    let result = known(flows, flow, leg, transport, terms);
     let queues = leg == Leg::In && !matches!(result, Ok(Permit { queue: false, .. }));
     if queues && !cfg!(feature = "broken-probes-reorder") {
         flow.set_queued(flows.now(), transport.end, result.is_err());
     }
-    let permit = result?;
-    if !is_checked {
-        flow.set_checked(leg, sight);
-    }
-    Ok((permit, Some(flow)))
+    result.map(|permit| (permit, flow))
 }
 
 /// Asks for a packet of a flow that has an entry.
 #[inline(always)]
-fn known<T: Topology, F: Flows>(
+fn known<F: Flows>(
+    flows: &F,
     flow: &SharedFlow,
     leg: Leg,
     transport: &Transport,
-    since: u64,
-    kernel_queues: bool,
-    topology: &T,
-    flows: &F,
+    terms: &Terms<'_>,
 ) -> Result<Permit, Outcome> {
-    let config = topology.config();
+    let config = terms.config;
     if transport.tcp && transport.flags & tcp::FIN != 0 {
         flow.set_closing(leg);
         return Err(Outcome::TcpControl);
@@ -136,7 +171,7 @@ fn known<T: Topology, F: Flows>(
     if flow.closing(leg) {
         return Err(Outcome::Closing);
     }
-    let since = config.since.max(since);
+    let since = config.since.max(terms.since);
     let attested = flow.attested(leg);
     if attested <= since
         || (config.flags & FLAG_BOTH_LEGS != 0 && flow.attested(leg.other()) <= since)
@@ -144,13 +179,13 @@ fn known<T: Topology, F: Flows>(
         return Err(Outcome::NoFlow);
     }
     let now = flows.tick();
-    alive(topology, now)?;
+    alive(terms.expires, now)?;
     // The tick may lie before an attestation of the same millisecond.
     let age = now.saturating_sub(attested);
     if age > config.stale_after {
         return Err(Outcome::Stale);
     }
-    let queue = leg == Leg::In && must_queue(flows, flow, attested, kernel_queues)?;
+    let queue = leg == Leg::In && must_queue(flows, flow, attested, terms.kernel_queues)?;
     let probe = age > config.revalidate_after && may_probe(flow, leg, transport, attested, now);
     if probe {
         flow.set_probed(leg, now);

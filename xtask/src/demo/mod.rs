@@ -1,17 +1,25 @@
-//! `cargo xtask run`: a cluster of the real agent on this machine, and what it does, live.
+//! `cargo xtask run`: a cluster of the real agent on this machine, and what it does, live: pings, a stream, a service, a
+//! policy, flows.
 //!
 //! Start-up steps go to standard error; the result goes to standard output, as a screen that is redrawn each second,
 //! as text, or as one JSON document. Nothing is left behind, however the demo ends, unless `--keep` asks for it.
 
 mod check;
+mod controls;
+mod ends;
+mod flows;
 mod matrix;
 mod observe;
 mod packets;
+mod policy;
 mod report;
 mod screen;
+mod service;
 mod start;
 mod stream;
 mod style;
+mod traffic;
+mod trial;
 mod view;
 
 use std::{
@@ -21,7 +29,9 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,7 +39,14 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lab::{Cluster, signals, state};
 
-use crate::demo::{observe::Observer, report::Report, screen::Screen};
+use crate::demo::{
+    controls::{Controls, Event},
+    ends::Ends,
+    observe::Observer,
+    policy::Policy,
+    report::Report,
+    screen::Screen,
+};
 
 /// How often the screen is redrawn.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -56,8 +73,8 @@ pub struct Options {
     /// Leave the cluster up, and say how to enter its namespaces and how to remove it.
     #[arg(long)]
     keep: bool,
-    /// Check every pair of pods once, print the result and end; the status tells whether all reached all. The default
-    /// without a terminal.
+    /// Check every pair of pods, a service and a policy once, print the result and end; the status tells whether all was
+    /// as it should be. The default without a terminal.
     #[arg(long)]
     once: bool,
     /// As --once, as a JSON document.
@@ -186,17 +203,38 @@ fn check_once(options: &Options, cluster: &Cluster, ready: Duration) -> Result<E
 }
 
 fn live(options: &Options, cluster: &Cluster, ending: &Ending) -> Result<ExitCode> {
-    let mut observer = Observer::new(options, cluster)?;
+    let ends = Ends::of(cluster);
+    let policy = ends.as_ref().map(Policy::start).transpose()?;
+    let mut observer = Observer::new(options, cluster, ends.as_ref(), policy.as_ref())?;
+    let controls = Controls::new(cluster, policy.as_ref(), options.fast_path);
     let screen = Screen::open().context("cannot set up the terminal")?;
     ending.live.store(true, Ordering::SeqCst);
-    let mut next = Instant::now();
-    loop {
-        let observation = observer.observe();
-        screen.draw(|size| view::screen(&observation, size));
-        next = (next + REFRESH).max(Instant::now());
-        if screen.quit_requested(next) {
-            return Ok(ExitCode::SUCCESS);
+    thread::scope(|scope| {
+        let (sender, events) = mpsc::channel();
+        let (controls, screen) = (&controls, &screen);
+        scope.spawn(move || controls.obey(screen, &sender));
+        let _end = AtEnd(|| controls.end());
+        let mut next = Instant::now();
+        loop {
+            let observation = observer.observe(controls.message());
+            screen.draw(|size| view::screen(&observation, size));
+            next = (next + REFRESH).max(Instant::now());
+            match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Err(RecvTimeoutError::Timeout) | Ok(Event::Changed) => {}
+                Ok(Event::Quit) | Err(RecvTimeoutError::Disconnected) => {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
         }
+    })
+}
+
+/// Does something when it goes, also in a panic.
+struct AtEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        self.0();
     }
 }
 

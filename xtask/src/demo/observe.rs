@@ -1,4 +1,5 @@
-//! What the demo sees of its cluster: the agents' own status, the kernel's counters, pings, a stream.
+//! What the demo sees of its cluster: the agents' own status, the kernel's counters, pings, a stream, a service, a
+//! policy, flows.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,10 @@ use serde::Serialize;
 
 use crate::demo::{
     Options,
+    ends::Ends,
+    flows::{self, FlowView},
+    policy::{Policy, PolicyView},
+    service::{Asking, ServiceView},
     stream::{Stream, StreamView},
 };
 
@@ -36,6 +41,12 @@ pub(super) struct Observation {
     /// Round-trip times from pod to pod; none for no answer.
     pub(super) pings: Vec<Vec<Option<Duration>>>,
     pub(super) stream: Option<StreamView>,
+    pub(super) service: Option<ServiceView>,
+    pub(super) policy: Option<PolicyView>,
+    /// Flows that the nodes of that traffic remember, each with its node's name.
+    pub(super) flows: Vec<(String, FlowView)>,
+    /// What the last key has done.
+    pub(super) message: String,
 }
 
 /// A node, as its agent describes it.
@@ -47,6 +58,10 @@ pub(super) struct NodeView {
     pub(super) backend: String,
     /// Leases of other nodes that it knows.
     pub(super) leases: usize,
+    /// Flows that it remembers.
+    pub(super) flows: Option<u64>,
+    /// Who attests them: conntrack or a mark.
+    pub(super) attestation: Option<String>,
     /// Which path carries its pods' packets.
     pub(super) path: PathView,
     /// What the agent says is wrong.
@@ -92,12 +107,23 @@ impl Packets {
         }
     }
 
+    /// Packets that the kernel has passed, by what was learned from them, in both directions.
+    pub(super) fn learned(&self, outcome: &str) -> u64 {
+        let of = |name: &str| name.rsplit('/').next() == Some(outcome);
+        let counts = self.bpf.attest.iter().filter(|(name, _)| of(name));
+        counts.map(|(_, count)| count).sum()
+    }
+
     fn add(&mut self, other: &Self) {
         self.bpf.fast_egress += other.bpf.fast_egress;
         self.bpf.fast_ingress += other.bpf.fast_ingress;
-        for (reason, count) in &other.bpf.declined {
-            *self.bpf.declined.entry(reason.clone()).or_default() += count;
-        }
+        let add = |sums: &mut BTreeMap<String, u64>, counts: &BTreeMap<String, u64>| {
+            for (name, count) in counts {
+                *sums.entry(name.clone()).or_default() += count;
+            }
+        };
+        add(&mut self.bpf.declined, &other.bpf.declined);
+        add(&mut self.bpf.attest, &other.bpf.attest);
         self.kernel_egress += other.kernel_egress;
         self.kernel_ingress += other.kernel_ingress;
     }
@@ -111,11 +137,20 @@ pub(super) struct Observer<'a> {
     pods: Vec<Pod>,
     pingers: Vec<Pinger>,
     stream: Option<Stream>,
+    ends: Option<&'a Ends>,
+    service: Option<Asking>,
+    policy: Option<&'a Policy>,
     last: (Packets, Instant),
 }
 
 impl<'a> Observer<'a> {
-    pub(super) fn new(options: &Options, cluster: &'a Cluster) -> Result<Self> {
+    /// Begins all traffic but the policy's.
+    pub(super) fn new(
+        options: &Options,
+        cluster: &'a Cluster,
+        ends: Option<&'a Ends>,
+        policy: Option<&'a Policy>,
+    ) -> Result<Self> {
         let pods = all_pods(cluster);
         let pingers = pods
             .iter()
@@ -126,7 +161,12 @@ impl<'a> Observer<'a> {
             cluster,
             headline: headline(options, cluster),
             begin: Instant::now(),
-            stream: ends_of_stream(cluster).map(|(from, to)| Stream::start(from, to)),
+            stream: ends
+                .map(Ends::first)
+                .map(|(from, to)| Stream::start(from, to)),
+            ends,
+            service: ends.map(|ends| Asking::start(cluster, ends)).transpose()?,
+            policy,
             pods,
             pingers,
             last: (packets, Instant::now()),
@@ -134,7 +174,7 @@ impl<'a> Observer<'a> {
     }
 
     /// Looks at everything now. Takes as long as the slowest ping.
-    pub(super) fn observe(&mut self) -> Observation {
+    pub(super) fn observe(&mut self, message: String) -> Observation {
         let targets: Vec<_> = self.pods.iter().map(Pod::address).collect();
         let pings = thread::scope(|scope| {
             let ping = |pinger: &'_ mut Pinger| {
@@ -157,6 +197,24 @@ impl<'a> Observer<'a> {
                 .collect()
         });
         let (nodes, packets) = look_at_nodes(self.cluster);
+        let remembered = self.ends.map(|ends| {
+            // None where the fast path is off.
+            [&ends.client_node, &ends.server_node]
+                .map(|node| flows::of(node).unwrap_or_default().flows)
+        });
+        let [at_client, at_server] = remembered.unwrap_or_default();
+        let service = self.service.as_ref();
+        let service = service.map(|service| service.view([&at_client, &at_server]));
+        let policy = self.policy.map(|policy| policy.view(&at_server));
+        let name = |node: &Node, flows: Vec<FlowView>| {
+            let name = node.name().to_owned();
+            flows.into_iter().map(move |flow| (name.clone(), flow))
+        };
+        let flows = self.ends.map_or_else(Vec::new, |ends| {
+            name(&ends.client_node, at_client)
+                .chain(name(&ends.server_node, at_server))
+                .collect()
+        });
         let now = Instant::now();
         let recent = (packets.since(&self.last.0), now - self.last.1);
         self.last = (packets.clone(), now);
@@ -169,6 +227,10 @@ impl<'a> Observer<'a> {
             pods: self.pods.iter().map(|pod| pod.name().to_owned()).collect(),
             pings,
             stream: self.stream.as_mut().map(Stream::view),
+            service,
+            policy,
+            flows,
+            message,
         }
     }
 }
@@ -185,12 +247,9 @@ pub(super) fn headline(options: &Options, cluster: &Cluster) -> String {
     } else {
         String::new()
     };
-    let (backend, fast_path) = (options.backend.name(), options.fast_path.name());
+    let backend = options.backend.name();
     let (nodes, pods) = (count(nodes.len(), "node"), count(pods, "pod"));
-    format!(
-        "lab {}  {backend}  fast path {fast_path}  {nodes}{routed}, {pods}",
-        cluster.id()
-    )
+    format!("lab {}  {backend}  {nodes}{routed}, {pods}", cluster.id())
 }
 
 /// All pods, by node.
@@ -200,15 +259,6 @@ pub(super) fn all_pods(cluster: &Cluster) -> Vec<Pod> {
         .iter()
         .flat_map(|node| node.pods())
         .collect()
-}
-
-/// The first pods of two nodes.
-pub(super) fn ends_of_stream(cluster: &Cluster) -> Option<(Pod, Pod)> {
-    let mut firsts = cluster
-        .nodes()
-        .iter()
-        .filter_map(|node| node.pods().into_iter().next());
-    firsts.next().zip(firsts.next())
 }
 
 /// Each node's view, and the packets of all.
@@ -272,6 +322,8 @@ fn node_view(name: &str, status: &Status) -> NodeView {
             .unwrap_or_else(|| "none".to_owned()),
         backend: backend.to_owned(),
         leases: status.peers.len(),
+        flows: status.fast_path.flows,
+        attestation: status.fast_path.attestation.clone(),
         path: path_view(&status.fast_path),
         problems: status.problems.clone(),
     }

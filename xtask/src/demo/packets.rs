@@ -1,4 +1,4 @@
-//! The table of packets: by path, and why BPF left them to the kernel.
+//! The table of packets: by path, why BPF left them to the kernel, and what it learned from those that the kernel passed.
 
 use std::time::Duration;
 
@@ -7,13 +7,50 @@ use crate::demo::{
     style::{Line, Style, grouped},
 };
 
-/// How many reasons for declining are named; the rest is summed up.
-const REASONS: usize = 4;
-/// Where the right half of the packet table begins.
-const HALF: usize = 41;
+/// Columns from one part of the table to the next.
+const PART: usize = 41;
+/// What is learned from packets that the kernel has passed, by the names of the status, and in words.
+const LEARNED: [(&str, &str); 5] = [
+    ("attested", "attested"),
+    ("probe-done", "probes answered"),
+    ("created", "created"),
+    ("killed", "killed"),
+    ("refused", "not attested"),
+];
 
-/// Packets by path on the left, what was left to the kernel on the right; with rates if there is a recent past.
-pub(super) fn table(total: &Packets, recent: Option<(&Packets, Duration)>) -> Vec<Line> {
+/// How much of the table is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Columns of the terminal.
+    pub(super) columns: usize,
+    /// How many reasons for declining are named; the rest is summed up.
+    pub(super) reasons: usize,
+}
+
+impl Room {
+    /// As much as fits a small terminal: five rows and one for what was learned.
+    pub(super) const LEAST: Self = Self {
+        columns: 80,
+        reasons: 4,
+    };
+    /// For text, which has no end.
+    pub(super) const FOR_TEXT: Self = Self {
+        columns: 80,
+        reasons: 8,
+    };
+
+    fn has_three_parts(self) -> bool {
+        self.columns >= 3 * PART
+    }
+}
+
+/// Packets by path on the left, what was left to the kernel on the right, and beside or below that what was learned; with
+/// rates if there is a recent past.
+pub(super) fn table(
+    total: &Packets,
+    recent: Option<(&Packets, Duration)>,
+    room: Room,
+) -> Vec<Line> {
     let rate =
         |count: fn(&Packets) -> u64| recent.map(|(packets, time)| per_second(count(packets), time));
     let left = [
@@ -52,8 +89,8 @@ pub(super) fn table(total: &Packets, recent: Option<(&Packets, Duration)>) -> Ve
         })
     };
     let mut right = vec![counter_head("BPF LEFT TO KERNEL", recent.is_some())];
-    let named = if reasons.len() > REASONS {
-        REASONS - 1
+    let named = if reasons.len() > room.reasons {
+        room.reasons - 1
     } else {
         reasons.len()
     };
@@ -77,7 +114,44 @@ pub(super) fn table(total: &Packets, recent: Option<(&Packets, Duration)>) -> Ve
     if reasons.is_empty() {
         right.push(Line::of(Style::Dim, "nothing"));
     }
-    side_by_side(left.into(), right)
+    if room.has_three_parts() {
+        let lines = side_by_side(left.into(), right, PART);
+        return side_by_side(lines, learned(total, recent), 2 * PART);
+    }
+    let mut lines = side_by_side(left.into(), right, PART);
+    lines.push(learned_in_brief(total, recent));
+    lines
+}
+
+/// What was learned, as a part of the table.
+fn learned(total: &Packets, recent: Option<(&Packets, Duration)>) -> Vec<Line> {
+    let mut lines = vec![counter_head("BPF LEARNED", recent.is_some())];
+    lines.extend(LEARNED.map(|(outcome, words)| {
+        let rate = recent.map(|(packets, time)| per_second(packets.learned(outcome), time));
+        counter(words, total.learned(outcome), rate)
+    }));
+    lines
+}
+
+/// The same in one line: rates, or totals without a recent past.
+fn learned_in_brief(total: &Packets, recent: Option<(&Packets, Duration)>) -> Line {
+    let mut line = Line::of(
+        Style::Bold,
+        if recent.is_some() {
+            "LEARNED/s "
+        } else {
+            "LEARNED "
+        },
+    );
+    let parts = LEARNED.map(|(outcome, words)| {
+        let number = recent.map_or_else(
+            || total.learned(outcome),
+            |(packets, time)| per_second(packets.learned(outcome), time),
+        );
+        format!("{words} {}", grouped(number))
+    });
+    line.push(Style::Plain, parts.join(", "));
+    line
 }
 
 fn counter_head(what: &str, with_rates: bool) -> Line {
@@ -105,14 +179,14 @@ fn per_second(count: u64, time: Duration) -> u64 {
     (count as f64 / time.as_secs_f64().max(f64::EPSILON)).round() as u64
 }
 
-fn side_by_side(left: Vec<Line>, right: Vec<Line>) -> Vec<Line> {
+fn side_by_side(left: Vec<Line>, right: Vec<Line>, column: usize) -> Vec<Line> {
     let rows = left.len().max(right.len());
     let (mut left, mut right) = (left.into_iter(), right.into_iter());
     (0..rows)
         .map(|_| {
             let mut line = left.next().unwrap_or_default();
             if let Some(right) = right.next() {
-                line.pad(HALF);
+                line.pad(column);
                 line.append(right);
             }
             line
@@ -140,13 +214,48 @@ mod tests {
             ]
             .map(|(reason, count)| (reason.to_owned(), count)),
         );
-        let lines: Vec<_> = table(&packets, None).iter().map(Line::plain).collect();
+        let lines: Vec<_> = table(&packets, None, Room::LEAST)
+            .iter()
+            .map(Line::plain)
+            .collect();
         let right: Vec<_> = lines
             .iter()
-            .map(|line| line.get(HALF..).unwrap_or_default())
+            .map(|line| line.get(PART..).unwrap_or_default())
             .collect();
         assert_eq!(right[1], "tcp_flags                    9");
         assert_eq!(right[2], "icmp                         5");
         assert_eq!(right[4], "2 other reasons              2");
+    }
+    #[test]
+    fn what_was_learned_is_beside_the_rest_if_there_is_room() {
+        let mut packets = Packets::default();
+        packets.bpf.attest = [
+            ("attest_in/attested", 5),
+            ("attest_out/attested", 1234),
+            ("attest_in/probe-done", 7),
+            ("attest_in/elsewhere", 99),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into();
+        let recent = Some((&packets, Duration::from_secs(2)));
+        let lines = |columns| {
+            let room = Room {
+                columns,
+                ..Room::LEAST
+            };
+            let lines = table(&packets, recent, room);
+            lines.iter().map(Line::plain).collect::<Vec<_>>()
+        };
+        let narrow = lines(80);
+        assert_eq!(
+            narrow[5],
+            "LEARNED/s attested 620, probes answered 4, created 0, killed 0, not attested 0"
+        );
+        let wide = lines(140);
+        assert_eq!(wide.len(), 6, "{wide:#?}");
+        assert!(
+            wide[1].ends_with("attested                 1,239      620"),
+            "{wide:#?}"
+        );
     }
 }

@@ -12,10 +12,13 @@ use serde::Serialize;
 use crate::demo::{
     Options, check,
     check::Pair,
+    ends::Ends,
     observe::{self, NodeView, Packets},
     packets,
     stream::StreamView,
     style::Line,
+    traffic,
+    trial::{self, PolicyTrial, ServiceTrial},
     view,
 };
 
@@ -25,7 +28,7 @@ const STREAM_BYTES: u64 = 250_000_000;
 /// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Report {
-    /// Whether every pod reached every pod and all accounts agree.
+    /// Whether every pod reached every pod, service and policy work, and all accounts agree.
     good: bool,
     /// What was run, in words.
     cluster: String,
@@ -37,6 +40,9 @@ pub(super) struct Report {
     pairs: Vec<Pair>,
     /// As fast as it goes.
     stream: Option<StreamView>,
+    /// Two nodes with pods are needed for these.
+    service: Option<ServiceTrial>,
+    policy: Option<PolicyTrial>,
     /// Accounts that do not agree about which path carries packets.
     contradictions: Vec<String>,
 }
@@ -50,7 +56,8 @@ impl Report {
             .map(|node| observe::look_at_node(node).1)
             .collect();
         let pairs = check::all_pairs(cluster)?;
-        let stream = observe::ends_of_stream(cluster).map(|(from, to)| {
+        let ends = Ends::of(cluster);
+        let stream = ends.as_ref().map(Ends::first).map(|(from, to)| {
             let plan = TcpPlan {
                 bytes: STREAM_BYTES,
                 rate: None,
@@ -73,6 +80,9 @@ impl Report {
                 },
             }
         });
+        let ends = ends.as_ref();
+        let service = ends.map(|ends| trial::service(cluster, ends)).transpose()?;
+        let policy = ends.map(trial::policy).transpose()?;
         let (nodes, packets) = observe::look_at_nodes(cluster);
         let contradictions = cluster
             .nodes()
@@ -84,19 +94,28 @@ impl Report {
                 contradiction(&view, &packets.since(before), &node.agent().log())
             })
             .collect::<Vec<_>>();
+        let service_is_good = service.as_ref().is_none_or(|trial| trial.verdict.good);
+        let policy_is_good = policy.as_ref().is_none_or(|trial| trial.verdict.good);
+        let pairs_are_good = pairs.iter().all(Pair::is_good);
         Ok(Self {
-            good: pairs.iter().all(Pair::is_good) && contradictions.is_empty(),
-            cluster: observe::headline(options, cluster),
+            good: pairs_are_good && service_is_good && policy_is_good && contradictions.is_empty(),
+            cluster: format!(
+                "{}  fast path {}",
+                observe::headline(options, cluster),
+                options.fast_path.name()
+            ),
             ready_after_s: ready.as_secs_f64(),
             nodes,
             packets,
             pairs,
             stream,
+            service,
+            policy,
             contradictions,
         })
     }
 
-    /// Whether every pod reached every pod and all accounts agree.
+    /// Whether every pod reached every pod, service and policy work, and all accounts agree.
     pub(super) fn is_good(&self) -> bool {
         self.good
     }
@@ -114,9 +133,12 @@ impl Report {
             text.push('\n');
         };
         add(view::nodes(&self.nodes));
-        add(packets::table(&self.packets, None));
+        add(packets::table(&self.packets, None, packets::Room::FOR_TEXT));
         add(view::pairs(&self.pairs));
-        add(vec![view::measured_stream(self.stream.as_ref())]);
+        let mut traffic = vec![traffic::measured_stream(self.stream.as_ref())];
+        traffic.extend(self.service.as_ref().map(traffic::service_trial));
+        traffic.extend(self.policy.as_ref().map(traffic::policy_trial));
+        add(traffic);
         let problems = view::problems(&self.nodes);
         if !problems.is_empty() {
             add(problems);

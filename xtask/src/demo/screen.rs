@@ -6,7 +6,7 @@
 use std::{
     io::{IsTerminal, Read, Write, stdin, stdout},
     sync::{Mutex, Once},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::termios::{
@@ -83,25 +83,23 @@ impl Screen {
         }
     }
 
-    /// Waits until `until`; true as soon as `q` is pressed.
-    pub(super) fn quit_requested(&self, until: Instant) -> bool {
-        while let Some(left) = until
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
-        {
-            if !stdin().is_terminal() {
-                std::thread::sleep(left);
-                continue;
-            }
-            let mut key = [0];
-            match stdin().read(&mut key) {
-                Ok(1) if key[0].eq_ignore_ascii_case(&b'q') => return true,
-                Ok(_) => {}
-                // The terminal has gone: the hang-up signal is on its way.
-                Err(_) => std::thread::sleep(left.min(Duration::from_millis(100))),
+    /// Waits for a key, for a tenth of a second at most: the key in lower case.
+    pub(super) fn key(&self) -> Option<char> {
+        const WAIT: Duration = Duration::from_millis(100);
+        if !stdin().is_terminal() {
+            std::thread::sleep(WAIT);
+            return None;
+        }
+        let mut key = [0];
+        match stdin().read(&mut key) {
+            Ok(1) => Some(char::from(key[0]).to_ascii_lowercase()),
+            Ok(_) => None,
+            // The terminal has gone: the hang-up signal is on its way.
+            Err(_) => {
+                std::thread::sleep(WAIT);
+                None
             }
         }
-        false
     }
 }
 

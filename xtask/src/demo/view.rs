@@ -9,40 +9,77 @@ use crate::demo::{
     observe::{NodeView, Observation},
     packets,
     screen::Size,
-    stream::StreamView,
     style::{Line, Style},
+    traffic,
 };
+
+/// Rows from which reasons and flows get more room.
+const TALL: usize = 30;
 
 /// The whole live screen, for a terminal of the given size.
 pub(super) fn screen(seen: &Observation, size: Size) -> Vec<Line> {
-    let mut lines = Vec::from(headline(seen));
+    let mode = seen.nodes.first().map_or("", |node| &node.path.mode);
+    let mut footer = vec![Line::default(), traffic::stream(seen.stream.as_ref())];
+    footer.extend(traffic::service(seen.service.as_ref(), mode));
+    footer.push(traffic::policy(seen.policy.as_ref(), mode));
+    footer.extend(problems(&seen.nodes));
+    let reasons = if size.rows >= TALL {
+        packets::Room::FOR_TEXT.reasons
+    } else {
+        packets::Room::LEAST.reasons
+    };
+    let room = packets::Room {
+        columns: size.columns,
+        reasons,
+    };
+
+    let mut lines = Vec::from(headline(seen, mode));
     lines.extend(nodes(&seen.nodes));
     lines.push(Line::default());
     lines.extend(packets::table(
         &seen.packets,
         Some((&seen.recent.0, seen.recent.1)),
+        room,
     ));
     lines.push(Line::default());
-    let mut footer = vec![Line::default(), stream(seen.stream.as_ref())];
-    footer.extend(problems(&seen.nodes));
-    let room = size.rows.saturating_sub(lines.len() + footer.len());
+    let rows = size.rows.saturating_sub(lines.len() + footer.len());
     lines.extend(ping_matrix(
         seen,
         Size {
             columns: size.columns,
-            rows: room,
+            rows,
         },
     ));
     lines.extend(footer);
+    let rows = size.rows.saturating_sub(lines.len());
+    lines.extend(traffic::flows(&seen.flows, rows));
     lines
 }
 
-fn headline(seen: &Observation) -> [Line; 3] {
+fn headline(seen: &Observation, mode: &str) -> [Line; 3] {
     let mut first = Line::of(Style::Bold, "flannel demo");
-    first.push(Style::Plain, format!("  {}", seen.headline));
+    first.push(Style::Plain, format!("  {}  ", seen.headline));
+    let changing = seen.nodes.iter().any(|node| node.path.mode != mode);
+    let shown = if changing { "changing" } else { mode };
+    first.push(Style::Bold, format!("fast path {shown}"));
     let seconds = seen.up.as_secs();
-    let up = format!("up {}:{:02}, q quits", seconds / 60, seconds % 60);
-    [first, Line::of(Style::Dim, up), Line::default()]
+    let mut second = Line::of(
+        Style::Dim,
+        format!("up {}:{:02}", seconds / 60, seconds % 60),
+    );
+    for (key, does) in [
+        ("f", "fast path: next mode"),
+        ("p", "policy on or off"),
+        ("q", "quit"),
+    ] {
+        second.push(Style::Plain, "  ");
+        second.push(Style::Bold, key);
+        second.push(Style::Dim, format!(" {does}"));
+    }
+    if !seen.message.is_empty() {
+        second.push(Style::Plain, format!("  {}", seen.message));
+    }
+    [first, second, Line::default()]
 }
 
 /// A table of the nodes.
@@ -50,8 +87,8 @@ pub(super) fn nodes(nodes: &[NodeView]) -> Vec<Line> {
     let mut lines = vec![Line::of(
         Style::Bold,
         format!(
-            "{:<5}{:<16}{:<17}{:<9}{:<8}{}",
-            "NODE", "SUBNET", "PUBLIC IP", "BACKEND", "LEASES", "PATH"
+            "{:<5}{:<16}{:<16}{:<8}{:<7}{:<10}{}",
+            "NODE", "SUBNET", "PUBLIC IP", "LEASES", "FLOWS", "ATTESTS", "PATH"
         ),
     )];
     lines.extend(nodes.iter().map(|node| {
@@ -59,14 +96,17 @@ pub(super) fn nodes(nodes: &[NodeView]) -> Vec<Line> {
             name,
             subnet,
             public_ip,
-            backend,
             leases,
+            flows,
+            attestation,
             path,
             ..
         } = node;
+        let flows = flows.map_or_else(|| "-".to_owned(), |flows| flows.to_string());
+        let attests = attestation.as_deref().unwrap_or("-");
         let mut line = Line::of(
             Style::Plain,
-            format!("{name:<5}{subnet:<16}{public_ip:<17}{backend:<9}{leases:<8}"),
+            format!("{name:<5}{subnet:<16}{public_ip:<16}{leases:<8}{flows:<7}{attests:<10}"),
         );
         let (style, path_name) = if path.fast {
             (Style::Good, "fast")
@@ -183,43 +223,6 @@ fn by_pod_to_by_node(seen: &Observation) -> Matrix {
     Matrix { names, cells }
 }
 
-/// The live stream, in one line.
-pub(super) fn stream(stream: Option<&StreamView>) -> Line {
-    stream_line(stream, "limited to 1")
-}
-
-/// The stream of a check, in one line.
-pub(super) fn measured_stream(stream: Option<&StreamView>) -> Line {
-    stream_line(stream, "not limited")
-}
-
-fn stream_line(stream: Option<&StreamView>, pace: &str) -> Line {
-    let mut line = Line::of(Style::Bold, "TCP ");
-    let Some(stream) = stream else {
-        line.push(Style::Dim, "needs two nodes with pods");
-        return line;
-    };
-    let StreamView {
-        from,
-        to,
-        gbit_per_second,
-        retransmits,
-        failure,
-    } = stream;
-    line.push(Style::Plain, format!("{from} to {to}  "));
-    match failure {
-        Some(failure) => line.push(Style::Bad, failure.lines().next().unwrap_or_default()),
-        None => {
-            line.push(Style::Good, format!("{gbit_per_second:.2} Gbit/s"));
-            line.push(
-                Style::Plain,
-                format!(" ({pace}), content checked, {retransmits} retransmits"),
-            );
-        }
-    }
-    line
-}
-
 /// What the agents complain about, the first line of each.
 pub(super) fn problems(nodes: &[NodeView]) -> Vec<Line> {
     let of_node = |node: &NodeView| {
@@ -236,7 +239,13 @@ pub(super) fn problems(nodes: &[NodeView]) -> Vec<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::observe::{Packets, PathView};
+    use crate::demo::{
+        flows::FlowView,
+        observe::{Packets, PathView},
+        policy::PolicyView,
+        service::ServiceView,
+        stream::StreamView,
+    };
 
     fn observation(nodes: usize, pods: usize) -> Observation {
         let names: Vec<String> = (1..=nodes)
@@ -252,7 +261,10 @@ mod tests {
             public_ip: format!("192.168.100.{n}"),
             backend: "host-gw".to_owned(),
             leases: nodes - 1,
+            flows: Some(12),
+            attestation: Some("conntrack".to_owned()),
             path: PathView {
+                mode: "flow".to_owned(),
                 fast: true,
                 detail: "tcx, out encap, in nic: 3 pod_egress, 1 nic_ingress".to_owned(),
                 ..PathView::default()
@@ -260,7 +272,7 @@ mod tests {
             problems: vec![],
         };
         Observation {
-            headline: "lab 1  host-gw  fast path subnet  2 nodes, 4 pods".to_owned(),
+            headline: "lab 1  host-gw  2 nodes, 4 pods".to_owned(),
             up: Duration::from_secs(75),
             nodes: (1..=nodes).map(node).collect(),
             recent: (packets.clone(), Duration::from_secs(2)),
@@ -268,6 +280,25 @@ mod tests {
             pings: vec![vec![Some(Duration::from_micros(123)); names.len()]; names.len()],
             pods: names,
             stream: Some(StreamView::default()),
+            service: Some(ServiceView {
+                from: "n1-p1".to_owned(),
+                by: "n2-p1".to_owned(),
+                round_trip_ms: Some(0.05),
+                answers: [("n2-p1", 12_345), ("n2-p2", 12_345)]
+                    .map(|(pod, count)| (pod.to_owned(), count))
+                    .into(),
+                legs: ["n1", "n2"].map(|node| (node.to_owned(), None)),
+                ..ServiceView::default()
+            }),
+            policy: Some(PolicyView {
+                from: "n1-p2".to_owned(),
+                to: "n2-p2".to_owned(),
+                on: true,
+                ended_ms: Some(2_345),
+                ..PolicyView::default()
+            }),
+            flows: vec![("n1".to_owned(), FlowView::default()); 100],
+            message: String::new(),
         }
     }
 
@@ -291,7 +322,17 @@ mod tests {
             .filter(|line| line.len() > 80 && !line.starts_with('n'))
             .collect();
         assert!(cut.is_empty(), "{cut:#?}");
-        assert_eq!(lines[1], "up 1:15, q quits");
+        assert_eq!(
+            lines[1],
+            "up 1:15  f fast path: next mode  p policy on or off  q quit"
+        );
+        assert!(lines[0].ends_with("fast path flow"), "{lines:#?}");
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.contains("ended after 2,345 ms")),
+            "{lines:#?}"
+        );
         assert!(
             lines
                 .iter()
@@ -302,6 +343,22 @@ mod tests {
             lines
                 .iter()
                 .any(|line| line.starts_with("kernel, from pods    1,234,567  617,284")),
+            "{lines:#?}"
+        );
+    }
+
+    #[test]
+    fn room_is_filled_with_flows_and_never_overfilled() {
+        let lines = text(&screen(
+            &observation(2, 2),
+            Size {
+                columns: 140,
+                rows: 50,
+            },
+        ));
+        assert_eq!(lines.len(), 50, "{lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.starts_with("FLOW ")),
             "{lines:#?}"
         );
     }
