@@ -168,29 +168,44 @@ fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
 
 /// Runs a command and hands over its standard output line by line as it comes. Standard error is xtask's own. After
 /// `limit` the command is killed with all that it started.
-pub fn lines(
+pub fn lines(command: &mut Command, limit: Duration, line: impl FnMut(&str)) -> Result<ExitStatus> {
+    lines_within(command, limit, limit, line)
+}
+
+/// As [`lines`], and the first line has to come within `first`.
+pub fn lines_within(
     command: &mut Command,
+    first: Duration,
     limit: Duration,
     mut line: impl FnMut(&str),
 ) -> Result<ExitStatus> {
     let mut running = Running::spawn(command.stdout(Stdio::piped()))?;
     let pid = running.pid;
-    let (ended, watch) = mpsc::channel::<()>();
+    let (spoken, watch) = mpsc::channel::<()>();
     thread::spawn(move || {
-        if watch.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) && is_listed(pid) {
+        let mut late = watch.recv_timeout(first);
+        if late.is_ok() {
+            late = watch.recv_timeout(limit.saturating_sub(first));
+        }
+        if late == Err(RecvTimeoutError::Timeout) && is_listed(pid) {
             let _ = kill_process_group(pid, Signal::KILL);
         }
     });
+    let mut first = Some(spoken.clone());
     if let Some(stdout) = running.child.stdout.take() {
         let mut reader = BufReader::new(stdout);
         let mut buffer = Vec::new();
         while reader.read_until(b'\n', &mut buffer).unwrap_or(0) > 0 {
+            if let Some(first) = first.take() {
+                // Nobody listens any more if the command was too late.
+                let _ = first.send(());
+            }
             line(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
             buffer.clear();
         }
     }
     let status = running.wait();
-    drop(ended);
+    drop((first, spoken));
     status
 }
 

@@ -11,7 +11,7 @@ use aya::{Ebpf, TestRunOptions};
 use bytemuck::{Pod, Zeroable, bytes_of};
 use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
-use flannel_agent::fastpath::{Attest, object};
+use flannel_agent::fastpath::{Attest, Egress, object, tier};
 use flannel_common::decide::Topology as _;
 use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
 use flannel_common::outcome::SLOTS;
@@ -65,6 +65,7 @@ pub struct Kernel {
     subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
     pods: HashMap<MapData, Plain<Be32>, Plain<LocalPod>>,
     counters: PerCpuArray<MapData, u64>,
+    encapsulates: bool,
     netns: Netns,
 }
 
@@ -81,6 +82,7 @@ impl Kernel {
                 .load()
                 .with_context(|| format!("loading program {name}"))?;
         }
+        let encapsulates = tier::egress(&mut bpf, Egress::Auto) == Egress::Encap;
         // Global variables are a map too, but not one of ours.
         let maps = bpf
             .maps()
@@ -97,9 +99,15 @@ impl Kernel {
             subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
             pods: map("PODS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
+            encapsulates,
             netns: devices()?,
             bpf,
         })
+    }
+
+    /// Whether programs can encapsulate on this kernel, by the agent's own probe.
+    pub fn encapsulates(&self) -> bool {
+        self.encapsulates
     }
 
     /// The names of the object's programs.
