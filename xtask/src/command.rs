@@ -15,7 +15,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -182,10 +182,11 @@ pub fn lines_within(
     let mut running = Running::spawn(command.stdout(Stdio::piped()))?;
     let pid = running.pid;
     let (spoken, watch) = mpsc::channel::<()>();
+    let start = Instant::now();
     thread::spawn(move || {
         let mut late = watch.recv_timeout(first);
         if late.is_ok() {
-            late = watch.recv_timeout(limit.saturating_sub(first));
+            late = watch.recv_timeout(limit.saturating_sub(start.elapsed()));
         }
         if late == Err(RecvTimeoutError::Timeout) && is_listed(pid) {
             let _ = kill_process_group(pid, Signal::KILL);
@@ -245,4 +246,37 @@ pub fn show(command: &Command) -> String {
         .map(|word| word.to_string_lossy().into_owned())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_command_has_its_time_from_the_first_line_on() {
+        let mut seen = Vec::new();
+        let script = "echo one; sleep 0.3; echo two";
+        let status = lines(&mut shell(script), LONG, |line| seen.push(line.to_owned())).unwrap();
+        assert!(status.success(), "{status}");
+        assert_eq!(seen, ["one", "two"]);
+    }
+
+    #[test]
+    fn a_command_that_says_nothing_is_killed() {
+        let start = Instant::now();
+        let soon = Duration::from_millis(100);
+        let status = lines_within(&mut shell("sleep 60"), soon, LONG, |_| ()).unwrap();
+        assert!(!status.success() && start.elapsed() < LONG, "{status}");
+        let status =
+            lines_within(&mut shell("echo one; sleep 60"), soon, 3 * soon, |_| ()).unwrap();
+        assert!(!status.success() && start.elapsed() < LONG, "{status}");
+    }
 }

@@ -1,7 +1,13 @@
 //! A virtual machine: QEMU, which emulates one processor in software, so that it works wherever this does and has no
 //! races of its own to add.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -44,13 +50,18 @@ pub fn run(
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let initramfs = image::make(kernel, programs, folder)?;
     let console = folder.join("console");
+    let output = folder.join("output");
     for number in 1..=TRIES {
+        let mut log =
+            File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
         let mut results = Results::default();
         let status = command::lines_within(
             &mut machine(kernel, &initramfs, &console),
             BOOT_LIMIT,
             LIMIT,
             |line| {
+                // For whoever wants to see more than the last lines of what failed; the tests go on without.
+                let _ = writeln!(log, "{line}");
                 if let Some(news) = results.line(line) {
                     say(&news);
                 }

@@ -143,9 +143,14 @@ fn script_of(kernel: &Kernel, programs: &Programs) -> String {
     };
     // Before anything else: what the agent finds on a machine that has just been started.
     run("probe", &programs.agent, "probe --json");
-    run("programs", &programs.bpf, "");
+    // The serial line is a terminal to them.
+    run("programs", &programs.bpf, "--color=never");
     for test in CLUSTER_TESTS {
-        run(test, &programs.cluster, &format!("--exact {test}"));
+        run(
+            test,
+            &programs.cluster,
+            &format!("--color=never --exact {test}"),
+        );
     }
     let _ = write!(script, "echo \"{DONE}\"\npoweroff -f\n");
     script

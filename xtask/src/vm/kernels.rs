@@ -2,13 +2,12 @@
 //! manager of the system knows of. What is there is not fetched again.
 
 use std::{
-    cmp::Ordering,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{command, setup::distro::find_program};
 
@@ -94,6 +93,7 @@ fn open(unpacked: &Path) -> Result<Kernel> {
 
 fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
     let mut failure = None;
+    let mut best: Option<(Vec<u32>, String, Apt)> = None;
     let suites = match name {
         NEWEST => &SUITES[SUITES.len() - 1..],
         _ => &SUITES,
@@ -107,17 +107,25 @@ fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
                 continue;
             }
         };
-        if let Some(package) = choose(&apt.packages()?, name) {
-            eprintln!("fetching {package} (Debian package, {suite}) into the target folder");
-            return apt.unpack(&package, unpacked);
+        if let Some((version, package)) = choose(&apt.packages()?, name)
+            && best.as_ref().is_none_or(|(best, ..)| *best < version)
+        {
+            best = Some((version, package, apt));
         }
     }
-    Err(failure.unwrap_or_else(|| anyhow::anyhow!("no package of a kernel {name}")))
-        .with_context(|| format!("kernel {name} cannot be had from Debian's archive"))
+    match (best, failure) {
+        (Some((_, package, apt)), _) => {
+            eprintln!("fetching {package} (Debian package) into the target folder");
+            apt.unpack(&package, unpacked)
+        }
+        (None, Some(failure)) => Err(failure),
+        (None, None) => Err(anyhow!("there is no such package")),
+    }
+    .with_context(|| format!("kernel {name} cannot be had from Debian's archive"))
 }
 
-/// The package of the highest version that begins with `name`.
-fn choose(packages: &str, name: &str) -> Option<String> {
+/// The package of the highest version that begins with `name`, and the numbers of that version.
+fn choose(packages: &str, name: &str) -> Option<(Vec<u32>, String)> {
     packages
         .lines()
         .filter_map(|package| {
@@ -134,10 +142,9 @@ fn choose(packages: &str, name: &str) -> Option<String> {
             (plain && release.starts_with(|c: char| c.is_ascii_digit()))
                 .then_some(())
                 .filter(|()| !rest.starts_with(|c: char| c.is_ascii_digit()))?;
-            Some((numbers(release), package))
+            Some((numbers(release), package.to_owned()))
         })
-        .max_by(|(one, _), (other, _)| compare(one, other))
-        .map(|(_, package)| package.to_owned())
+        .max()
 }
 
 /// The numbers in a release, in their order.
@@ -146,10 +153,6 @@ fn numbers(release: &str) -> Vec<u32> {
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
-}
-
-fn compare(one: &[u32], other: &[u32]) -> Ordering {
-    one.cmp(other)
 }
 
 /// apt, with the list of one part of the archive and nothing of the system's.
@@ -220,7 +223,9 @@ impl Apt {
                 .args(parts)
                 .current_dir(&fetched),
         )?;
-        let whole = to.with_extension("part");
+        let mut whole = to.as_os_str().to_owned();
+        whole.push(".part");
+        let whole = PathBuf::from(whole);
         let _ = fs::remove_dir_all(&whole);
         fs::create_dir_all(&whole).with_context(|| format!("cannot make {}", whole.display()))?;
         for entry in fs::read_dir(&fetched)?.flatten() {
@@ -264,7 +269,8 @@ mod tests {
             (NEWEST, Some("linux-image-7.3.4+deb13-amd64")),
             ("5.10", None),
         ] {
-            assert_eq!(choose(PACKAGES, name).as_deref(), package, "{name}");
+            let chosen = choose(PACKAGES, name).map(|(_, package)| package);
+            assert_eq!(chosen.as_deref(), package, "{name}");
         }
     }
 }

@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(
             programs(&rows),
             "PROGRAM                      5.10.0-46-amd64              6.1.0-56-amd64\n\
-             attest_in                   479 / - / 11 ms          479 / 1678 / 11 ms\n\
+             attest_in                    479 / - / 11 ms          479 / 1678 / 11 ms\n\
              (instructions / looked at by the verifier, from 5.16 on / time to load, emulated)\n"
         );
         assert_eq!(programs(&rows[2..]), "");

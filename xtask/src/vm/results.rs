@@ -124,13 +124,14 @@ impl Results {
             return None;
         }
         let tally = reader.finish(&name, end);
-        let verdict = format!(
+        let mut verdict = format!(
             "{name}: {} passed, {} failed, {} skipped",
             tally.passed,
             tally.failed.len(),
             tally.skipped.len()
         );
         if !tally.failed.is_empty() {
+            verdict += &format!(": {}", tally.failed.join(", "));
             let last = &lines[lines.len().saturating_sub(SHOWN)..];
             self.output += &format!("--- {name}\n{}\n", last.join("\n"));
         }
