@@ -25,10 +25,8 @@ pub struct FlowKey {
     pub pod_port: Be16,
     /// Port of the pod elsewhere.
     pub remote_port: Be16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
+    /// IP protocol number, widened: bytes that are always zero would be cleared by a call.
+    pub protocol: u32,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
@@ -64,6 +62,9 @@ pub struct LegTimes {
     pub probed: u64,
     /// Not zero once a FIN was seen.
     pub closing: u64,
+    /// What the source address was last found to be right for: the generation of the maps (upper half), and the interface
+    /// or the node that the packet came from. Zero for never.
+    pub checked: u64,
 }
 
 /// The value of a flow, at rest.
@@ -80,9 +81,12 @@ pub struct Flow {
     pub queued_end: u64,
     /// The latest TCP acknowledgment number that the pod sent while [`Self::queued`] was not zero.
     pub acknowledged: u64,
+    /// The kernel's hash of packets from the pod that bring none along; zero until it was needed. It depends on the key
+    /// alone, and costs more than all else that an encapsulated packet needs to be known of.
+    pub hash: u64,
 }
 
-const _: () = assert!(size_of::<Flow>() == 80);
+const _: () = assert!(size_of::<Flow>() == 104);
 
 /// [`LegTimes`] in a map.
 #[derive(Debug, Default)]
@@ -91,6 +95,7 @@ pub struct SharedLeg {
     attested: Cell<u64>,
     probed: Cell<u64>,
     closing: Cell<u64>,
+    checked: Cell<u64>,
 }
 
 /// A [`Flow`] in a map, shared by the processors.
@@ -102,6 +107,7 @@ pub struct SharedFlow {
     in_kernel: Cell<u64>,
     queued_end: Cell<u64>,
     acknowledged: Cell<u64>,
+    hash: Cell<u64>,
 }
 
 const _: () = assert!(
@@ -115,6 +121,7 @@ impl SharedFlow {
             attested: leg.attested.get(),
             probed: leg.probed.get(),
             closing: leg.closing.get(),
+            checked: leg.checked.get(),
         };
         Flow {
             legs: [leg(&self.legs[0]), leg(&self.legs[1])],
@@ -122,7 +129,20 @@ impl SharedFlow {
             in_kernel: self.in_kernel.get(),
             queued_end: self.queued_end.get(),
             acknowledged: self.acknowledged.get(),
+            hash: self.hash.get(),
         }
+    }
+
+    /// The hash of packets from the pod that bring none along; `compute` asks the kernel, once.
+    #[inline(always)]
+    pub fn hash(&self, compute: impl FnOnce() -> u32) -> u32 {
+        let known = self.hash.get() as u32;
+        if known != 0 {
+            return known;
+        }
+        let hash = compute();
+        self.hash.set(u64::from(hash));
+        hash
     }
 
     #[inline(always)]
@@ -153,6 +173,16 @@ impl SharedFlow {
     #[inline(always)]
     pub(crate) fn set_closing(&self, leg: Leg) {
         self.legs[leg as usize].closing.set(1);
+    }
+
+    #[inline(always)]
+    pub(crate) fn checked(&self, leg: Leg) -> u64 {
+        self.legs[leg as usize].checked.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_checked(&self, leg: Leg, checked: u64) {
+        self.legs[leg as usize].checked.set(checked);
     }
 
     /// When a packet to the pod was last handed to a queue.
@@ -197,6 +227,7 @@ impl From<Flow> for SharedFlow {
             attested: leg.attested.into(),
             probed: leg.probed.into(),
             closing: leg.closing.into(),
+            checked: leg.checked.into(),
         };
         Self {
             legs: flow.legs.map(leg),
@@ -204,6 +235,7 @@ impl From<Flow> for SharedFlow {
             in_kernel: flow.in_kernel.into(),
             queued_end: flow.queued_end.into(),
             acknowledged: flow.acknowledged.into(),
+            hash: flow.hash.into(),
         }
     }
 }

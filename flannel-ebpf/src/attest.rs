@@ -30,10 +30,17 @@ pub fn attest_in(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, hook: Hook, leg: Leg) -> i32 {
+    let mut skb = Skb::as_it_is(ctx);
+    // The decision says the same, later: every fast packet between nodes without a tunnel comes by here.
+    if skb.tag() == Tag::Fast {
+        skb.set_tag(Tag::None);
+        count(hook, Outcome::Redirected);
+        return TC_ACT_UNSPEC;
+    }
     let Some(topology) = Topology::load() else {
         return TC_ACT_UNSPEC;
     };
-    let mut skb = Skb::new(ctx, HEADERS);
+    skb.pull(HEADERS);
     let meta = skb.meta();
     let marked = skb.take_mark(topology.config().mark);
     let (verdict, outcome) = attest::attest(&skb, &meta, leg, &topology, &Remembered, || {
@@ -46,9 +53,6 @@ fn run(ctx: &TcContext, hook: Hook, leg: Leg) -> i32 {
     count(hook, outcome);
     if verdict == Verdict::Drop {
         return DROP;
-    }
-    if outcome == Outcome::Redirected {
-        skb.set_tag(Tag::None);
     }
     TC_ACT_UNSPEC
 }

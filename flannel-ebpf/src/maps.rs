@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::programs::TcContext;
 use flannel_common::decide;
 use flannel_common::flow::{Flow, FlowKey, Flows, SharedFlow};
 use flannel_common::maps::{
@@ -17,7 +18,7 @@ use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
 
 use crate::kernel;
-use crate::skb::DROP;
+use crate::skb::{DROP, Skb};
 
 /// Which slot of [`CONFIG`] is in use, and until when.
 #[map]
@@ -50,7 +51,7 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::SLOTS
 /// The maps as decisions see them, with the config that was in force when the program started.
 pub struct Topology {
     config: &'static Config,
-    expires: u64,
+    control: &'static Control,
 }
 
 impl Topology {
@@ -60,7 +61,7 @@ impl Topology {
         let control = CONTROL.get(0)?;
         Some(Self {
             config: CONFIG.get(control.slot)?,
-            expires: control.expires,
+            control,
         })
     }
 }
@@ -90,8 +91,13 @@ impl decide::Topology for Topology {
     }
 
     #[inline(always)]
+    fn generation(&self) -> u32 {
+        self.control.generation
+    }
+
+    #[inline(always)]
     fn expires(&self) -> u64 {
-        self.expires
+        self.control.expires
     }
 }
 
@@ -148,7 +154,7 @@ pub fn count(hook: Hook, outcome: Outcome) {
 
 /// Counts what became of a packet, and returns the verdict that says so to the kernel.
 #[inline(always)]
-pub fn verdict(hook: Hook, result: Result<i32, Outcome>) -> i32 {
+pub fn verdict(ctx: &TcContext, hook: Hook, result: Result<i32, Outcome>) -> i32 {
     match result {
         Ok(verdict) => {
             count(hook, Outcome::Fast);
@@ -156,7 +162,11 @@ pub fn verdict(hook: Hook, result: Result<i32, Outcome>) -> i32 {
         }
         Err(outcome) => {
             count(hook, outcome);
-            if outcome.drops() { DROP } else { TC_ACT_UNSPEC }
+            if outcome.drops() {
+                return DROP;
+            }
+            Skb::new(ctx, 0).clear_fast();
+            TC_ACT_UNSPEC
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! All that is unsafe about packets is in this file.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
@@ -16,8 +18,11 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use flannel_common::decide::attest::PROBE_TTL;
 use flannel_common::decide::conntrack::{self, Tuples};
-use flannel_common::decide::{Meta, Tag};
+use flannel_common::decide::{L3, Meta, Tag};
+use flannel_common::flow::SharedFlow;
+use flannel_common::maps::{Carried, Config, FLAG_FLOWS};
 use flannel_common::outcome::Outcome;
+use flannel_common::wire::ethernet::Ethernet;
 use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
 
@@ -41,14 +46,26 @@ impl Skb {
     /// The packet of `ctx`, with its first `headers` bytes in the linear part if it has as many.
     #[inline(always)]
     pub fn new(ctx: &TcContext, headers: usize) -> Self {
-        let skb = Self { raw: ctx.skb.skb };
-        // SAFETY: the verifier guarantees the context.
-        let len = unsafe { (*skb.raw).len };
-        if len as usize >= headers && skb.pointer(0, headers).is_none() {
-            // SAFETY: as above. A failure leaves the linear part as it was: reads behind it are refused.
-            unsafe { bpf_skb_pull_data(skb.raw, headers as u32) };
-        }
+        let mut skb = Self::as_it_is(ctx);
+        skb.pull(headers);
         skb
+    }
+
+    /// The packet of `ctx`, of which perhaps no byte can be read before [`Self::pull`].
+    #[inline(always)]
+    pub fn as_it_is(ctx: &TcContext) -> Self {
+        Self { raw: ctx.skb.skb }
+    }
+
+    /// Gets the first `headers` bytes into the linear part if the packet has as many.
+    #[inline(always)]
+    pub fn pull(&mut self, headers: usize) {
+        // SAFETY: the verifier guarantees the context.
+        let len = unsafe { (*self.raw).len };
+        if len as usize >= headers && self.pointer(0, headers).is_none() {
+            // SAFETY: as above. A failure leaves the linear part as it was: reads behind it are refused.
+            unsafe { bpf_skb_pull_data(self.raw, headers as u32) };
+        }
     }
 
     /// What the kernel knows of the packet.
@@ -63,7 +80,47 @@ impl Skb {
             vlan: raw.vlan_present != 0,
             to_us: raw.pkt_type == PACKET_HOST,
             ingress_ifindex: raw.ingress_ifindex,
-            tag: Tag::from_index(raw.tc_index as u16),
+            tag: self.tag(),
+            carried: None,
+        }
+    }
+
+    /// What XDP has noted in front of the packet.
+    #[inline(always)]
+    pub fn carried(&self) -> Option<Carried> {
+        // SAFETY: the verifier guarantees the context.
+        let raw = unsafe { &*self.raw };
+        let start = raw.data_meta as usize;
+        if start + size_of::<Carried>() > raw.data as usize {
+            return None;
+        }
+        // SAFETY: the bounds were checked, and metadata lies at a multiple of four.
+        let carried = unsafe { (start as *const Carried).read() };
+        (carried.magic == Carried::MAGIC).then_some(carried)
+    }
+
+    /// What this host has noted beside the packet.
+    #[inline(always)]
+    pub fn tag(&self) -> Tag {
+        // SAFETY: the verifier guarantees the context.
+        Tag::from_index(unsafe { (*self.raw).tc_index } as u16)
+    }
+
+    /// Tells the hook that attests, if there is one, that the packet is one of ours. Without one nobody would take the
+    /// tag off again, and over a veth it would get to another namespace.
+    #[inline(always)]
+    pub fn set_fast(&mut self, config: &Config) {
+        if config.flags & FLAG_FLOWS != 0 {
+            self.set_tag(Tag::Fast);
+        }
+    }
+
+    /// Takes off a tag that the packet must have from elsewhere (a veth is no barrier to it) and that would keep the hook
+    /// that attests from looking at it.
+    #[inline(always)]
+    pub fn clear_fast(&mut self) {
+        if self.tag() == Tag::Fast {
+            self.set_tag(Tag::None);
         }
     }
 
@@ -89,47 +146,81 @@ impl Skb {
     /// Whether conntrack has assigned this very packet to a connection that attests its flow.
     #[inline(always)]
     pub fn attested_by_conntrack(&self) -> bool {
-        let mut entry = 0u64;
         // The context is the kernel's `sk_buff` to the kernel's own reads.
-        if !read_kernel(&mut entry, self.raw as usize + kernel::nfct()) {
+        let Some(entry) = read_kernel::<u64>(self.raw as usize + kernel::nfct()) else {
             return false;
-        }
+        };
         let info = (entry & conntrack::INFO_MASK) as u8;
         let address = entry & !conntrack::INFO_MASK;
-        let mut status = 0u64;
-        let mut tuples = Tuples::default();
-        address != 0
-            && read_kernel(&mut status, (address + kernel::ct_status()) as usize)
-            && read_kernel(&mut tuples, (address + kernel::ct_tuples()) as usize)
-            && conntrack::attests(info, status, &tuples)
+        if address == 0 || !conntrack::is_established(info) {
+            return false;
+        }
+        let status = read_kernel::<u64>((address + kernel::ct_status()) as usize);
+        let tuples = read_kernel::<Tuples>((address + kernel::ct_tuples()) as usize);
+        match (status, tuples) {
+            (Some(status), Some(tuples)) => conntrack::attests(info, status, &tuples),
+            _ => false,
+        }
     }
 
     /// Sends a copy into the kernel's path, to be attested and dropped behind it. `offset` is that of the IPv4 header
     /// that it is forwarded by. The packet itself is unchanged. Without memory no probe is sent.
     #[inline(always)]
     pub fn probe(&mut self, offset: usize) {
+        // SAFETY: the verifier guarantees the context.
+        let ifindex = unsafe { (*self.raw).ifindex };
+        self.probe_at(ifindex, offset);
+    }
+
+    /// As [`Self::probe`], for a packet that XDP has taken out of its tunnel: the copy comes out of the VXLAN device.
+    #[inline(always)]
+    pub fn probe_decapsulated(&mut self, config: &Config) {
+        let Some(ethernet) = self.read::<Ethernet>(0) else {
+            return;
+        };
+        let to_vtep = Ethernet {
+            destination: config.vtep_mac,
+            ..ethernet
+        };
+        if self.write(0, to_vtep) {
+            self.probe_at(config.vtep_index, L3);
+            // Cannot fail, as below.
+            let _ = self.write(0, ethernet);
+        }
+    }
+
+    /// Sends the copy as if the interface had received it.
+    #[inline(always)]
+    fn probe_at(&mut self, ifindex: u32, offset: usize) {
         let Some(ip) = self.read::<Ipv4>(offset) else {
             return;
         };
+        // Nothing would tell a copy from the packets around it.
+        if ip.ttl <= PROBE_TTL {
+            return;
+        }
         if !self.write(offset, ip.with_ttl(PROBE_TTL)) {
             return;
         }
         self.set_tag(Tag::Probe);
         // SAFETY: the verifier guarantees the context.
-        unsafe {
-            let ifindex = (*self.raw).ifindex;
-            bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64);
-        }
+        unsafe { bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64) };
         self.set_tag(Tag::None);
         // Cannot fail: the helper leaves as many bytes in the linear part as there were.
         let _ = self.write(offset, ip);
     }
 
-    /// The hash of its flow, as the kernel's own VXLAN device would use it.
+    /// The hash of its flow, as the kernel's own VXLAN device would use it: the one that came with the packet, such as
+    /// the socket's, or else that of its addresses and ports, which is remembered where `flow` is.
     #[inline(always)]
-    pub fn flow_hash(&self) -> u32 {
+    pub fn flow_hash(&self, flow: Option<&SharedFlow>) -> u32 {
         // SAFETY: the verifier guarantees the context.
-        unsafe { bpf_get_hash_recalc(self.raw) }
+        let ask = || unsafe { bpf_get_hash_recalc(self.raw) };
+        match flow {
+            // SAFETY: as above.
+            Some(flow) if unsafe { (*self.raw).hash } == 0 => flow.hash(ask),
+            _ => ask(),
+        }
     }
 
     /// The address of `size` bytes at `offset` in the linear part.
@@ -222,18 +313,21 @@ impl Packet for Skb {
     }
 }
 
-/// Reads kernel memory; `false`, with zeroes read, where there is none.
+/// Reads kernel memory; nothing where there is none.
 #[inline(always)]
-fn read_kernel<T: Pod>(value: &mut T, address: usize) -> bool {
-    // SAFETY: the helper writes as many bytes as the value has, any of which make a valid one, and survives any address.
+fn read_kernel<T: Pod>(address: usize) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes as many bytes as the value has, and survives any address.
     let result = unsafe {
         bpf_probe_read_kernel(
-            core::ptr::from_mut(value).cast(),
+            value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             address as *const core::ffi::c_void,
         )
     };
-    result == 0
+    // SAFETY: the helper has written every byte, zeroes if it failed, and any bytes make a valid value.
+    let value = unsafe { value.assume_init() };
+    (result == 0).then_some(value)
 }
 
 /// The verdict that sends the packet to a neighbour, whose address the kernel resolves. Kernel 5.10 (commit
@@ -263,6 +357,13 @@ pub fn to_neighbour(ifindex: u32, next_hop: Be32) -> i32 {
 pub fn to_device(ifindex: u32) -> i32 {
     // SAFETY: no pointer is involved.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// The verdict that makes the packet appear as if an interface had received it.
+#[inline(always)]
+pub fn to_ingress(ifindex: u32) -> i32 {
+    // SAFETY: no pointer is involved.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) as i32 }
 }
 
 /// The verdict that makes the packet appear at the other end of a veth. Kernel 5.10 (commit 9aa1206e8f48).

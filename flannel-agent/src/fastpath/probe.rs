@@ -9,17 +9,18 @@ use std::thread;
 use std::time::Instant;
 
 use aya::Ebpf;
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramInfo, XdpMode};
 use flannel_common::maps::MAX_FLOWS;
 use flannel_common::outcome::Hook;
 use rustix::process::getpid;
 use serde::Serialize;
 
+use super::error::AttachCause as _;
 use super::facts::Facts;
 use super::hooks::{self, Attach, Hooks};
 use super::pin::{self, Pins};
 use super::tier::{self, Attest, Egress, Ingress};
-use super::{Error, object, sys};
+use super::{Error, object, sys, xdp};
 
 /// The directory of the probe's pins is named after the process: an agent may be running.
 const PIN_DIR: &str = "/sys/fs/bpf/flannel-probe-";
@@ -85,6 +86,7 @@ pub fn run(object: Option<&Path>, attest: Attest) -> Result<Report, Error> {
     let ingress = match Ingress::default() {
         Ingress::Nic => "nic",
         Ingress::Vtep => "vtep",
+        Ingress::Xdp => "xdp",
     };
     // A thread that has changed its namespace is not used for anything else.
     let attach = thread::scope(|scope| scope.spawn(|| attach_all(&mut bpf)).join())
@@ -103,17 +105,20 @@ pub fn run(object: Option<&Path>, attest: Attest) -> Result<Report, Error> {
 }
 
 fn load(bpf: &mut Ebpf, hook: Hook) -> Result<Program, Error> {
-    let start = Instant::now();
-    let loaded: &mut SchedClassifier = hooks::program(bpf, hook.name())?;
-    let load_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     /// Bytes of an instruction (`struct bpf_insn`).
     const INSTRUCTION: u32 = 8;
-    let info = loaded.info().ok();
+    let start = Instant::now();
+    let info = match hook {
+        Hook::NicXdp => xdp::program(bpf)?.info(),
+        _ => hooks::program(bpf, hook.name())?.info(),
+    };
+    let load_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let info = info.ok();
     Ok(Program {
         name: hook.name().into(),
         verified: info
             .as_ref()
-            .and_then(aya::programs::ProgramInfo::verified_instruction_count),
+            .and_then(ProgramInfo::verified_instruction_count),
         instructions: info
             .and_then(|info| info.size_translated())
             .map(|bytes| bytes / INSTRUCTION),
@@ -130,11 +135,17 @@ fn attach_all(bpf: &mut Ebpf) -> Result<Attach, Error> {
     let pins = Pins::new(&directory);
     pins.create()?;
     let mut hooks = Hooks::adopt(pins, Attach::Tcx, bpf);
-    let attached = Hook::ALL
+    let attached = Hook::TRAFFIC_CONTROL
         .into_iter()
         .try_for_each(|hook| hooks.attach_first(bpf, hook, index, device, true));
     let detached = hooks.detach_all();
+    // No driver is asked for its own mode here: the loopback device has none.
+    let xdp = xdp::program(bpf)?;
+    let with_xdp = xdp
+        .attach_to_if_index(index, XdpMode::Skb)
+        .and_then(|id| xdp.detach(id))
+        .map_err(|error| error.at(Hook::NicXdp.name(), device));
     pin::remove(&directory)?;
-    attached.and(detached)?;
+    attached.and(detached).and(with_xdp)?;
     Ok(hooks.kind())
 }

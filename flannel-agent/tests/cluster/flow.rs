@@ -29,10 +29,22 @@ const OUT_OF_ORDER: [&str; 2] = ["TcpExt.TCPOFOQueue", "TcpExt.TCPSACKReorder"];
 /// A stream is fast in both directions from its handshake on, stays in order while it turns fast and while it is
 /// revalidated every 50 ms, and leaves no probe behind.
 pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
+    stays_in_order(setting, "--fast-path-ingress=nic")
+}
+
+/// So it does where packets from other nodes are taken up behind the VXLAN device, which merges them: a probe is merged
+/// with none, for it would be dropped with it. (Its time to live keeps it apart, by which GRO goes: `inet_gro_receive`.)
+pub(crate) fn a_stream_that_the_device_merges_stays_in_order(setting: Setting) -> Outcome {
+    stays_in_order(setting, "--fast-path-ingress=vtep")
+}
+
+/// As [`a_stream_stays_in_order`], on the receive tier that `argument` asks for.
+pub(crate) fn stays_in_order(setting: Setting, argument: &str) -> Outcome {
     let mut agent = setting.agent();
     agent.arguments.extend([
         "--fast-path-revalidate=50ms".into(),
         "--fast-path-grace=500ms".into(),
+        argument.into(),
     ]);
     // Single packets: an aggregate is in order by itself.
     let config = ClusterConfig {
@@ -47,6 +59,8 @@ pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
             unreachable!("two nodes were asked for")
         };
         let (client, server) = (pod(from)?, pod(to)?);
+        let tier = to.agent().status()?.fast_path.ingress.unwrap_or_default();
+        ensure!(argument.ends_with(&tier), "{argument}, but {tier}");
         let order = |pod: &Pod| {
             let counters = Protocols::read(pod.netns())?;
             anyhow::Ok(OUT_OF_ORDER.map(|name| counters.get(name)))

@@ -4,26 +4,36 @@
 //! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
 //! of its own, so any number of them run side by side.
 
+mod away;
 mod bypass;
 mod cleanup;
 mod config;
 mod declined;
+mod escape;
 mod fallback;
+mod floods;
 mod flow;
 mod ipvs;
 mod kernels;
+mod life;
+mod marks;
 mod matrix;
 mod meter;
 mod mixed;
+mod mtu;
 mod nodes;
+mod pair;
 mod permission;
 mod repair;
 mod restart;
+mod routes;
 mod rules;
 mod spoofing;
 mod support;
 mod tiers;
+mod window;
 mod wire;
+mod xdp;
 
 use std::process::ExitCode;
 
@@ -73,6 +83,10 @@ const VXLAN: &[(&str, Test)] = &[
     (
         "100000_packets_cross_kills_without_loss",
         restart::agents_are_killed_in_a_long_run,
+    ),
+    (
+        "direct_and_tunnelled_peers_mix",
+        routes::direct_and_tunnelled_peers_mix,
     ),
 ];
 
@@ -148,6 +162,12 @@ const FAST: &[(&str, Test)] = &[
 const FAST_VXLAN: &[(&str, Test)] = &[
     ("the_device_receives", tiers::received_at_the_device),
     ("the_device_sends", tiers::sent_by_the_device),
+    ("xdp_receives", xdp::xdp_receives),
+    (
+        "an_xdp_program_of_others_stays",
+        xdp::an_xdp_program_of_others_stays,
+    ),
+    ("xdp_goes_with_its_option", xdp::xdp_goes_with_its_option),
 ];
 
 /// Tests of what the kernel was told to do to pods' flows: on its own path, and where flows need its permission.
@@ -162,6 +182,10 @@ const RULED: &[(&str, Test)] = &[
         permission::one_port_after_conntrack_forgot,
     ),
     ("policies_are_obeyed", permission::policies_are_obeyed),
+    (
+        "connections_end_as_in_the_kernel",
+        life::connections_end_as_in_the_kernel,
+    ),
 ];
 
 /// Tests of flow permission, with every backend.
@@ -180,6 +204,15 @@ const FLOW: &[(&str, Test)] = &[
         flow::datagrams_turn_fast_when_assured,
     ),
     ("modes_change_without_loss", restart::modes_change),
+    ("a_stream_learns_the_mtu", mtu::a_stream_learns_the_mtu),
+    (
+        "a_stream_comes_back_to_the_kernel",
+        window::a_stream_comes_back_to_the_kernel,
+    ),
+    (
+        "tcp_never_leaves_a_strict_conntrack",
+        window::tcp_never_leaves_a_strict_conntrack,
+    ),
     (
         "connections_close_properly",
         flow::connections_close_properly,
@@ -210,6 +243,96 @@ const SPECIAL_RULED: &[(&str, Test, Lacks)] = &[(
     ipvs::is_lacking,
 )];
 
+/// Tests of flow permission that do not depend on who attests.
+const FLOW_LIFE: &[(&str, Test)] = &[
+    (
+        "half_closed_downloads_stay_fast",
+        life::half_closed_downloads_stay_fast,
+    ),
+    ("flows_come_back", life::flows_come_back),
+    ("one_node_alone_is_fast", life::one_node_alone_is_fast),
+    (
+        "probes_without_a_hook_reach_nobody",
+        escape::probes_without_a_hook_reach_nobody,
+    ),
+    (
+        "redirected_packets_end_no_flow",
+        marks::redirected_packets_end_no_flow,
+    ),
+    ("tags_stay_on_their_node", marks::tags_stay_on_their_node),
+    (
+        "without_a_heartbeat_the_kernel_carries",
+        away::without_a_heartbeat_the_kernel_carries,
+    ),
+    (
+        "flows_stay_fast_without_the_agent",
+        away::flows_stay_fast_without_the_agent,
+    ),
+];
+
+/// Tests of flow permission that depend neither on who attests nor on the backend.
+const FLOW_ALONE: &[(&str, Test)] = &[
+    (
+        "one_way_datagrams_outlive_short_timeouts",
+        life::one_way_datagrams_outlive_short_timeouts,
+    ),
+    ("scans_leave_nothing", floods::scans_leave_nothing),
+    (
+        "more_flows_than_the_map_holds_are_slow",
+        floods::more_flows_than_the_map_holds,
+    ),
+    (
+        "probes_on_a_turned_route_reach_nobody",
+        escape::probes_on_a_turned_route_reach_nobody,
+    ),
+    (
+        "one_probe_at_most_reaches_a_pod",
+        escape::one_probe_at_most_reaches_a_pod,
+    ),
+    (
+        "probes_with_another_time_to_live_reach_nobody",
+        escape::probes_with_another_time_to_live_reach_nobody,
+    ),
+    (
+        "probes_across_changes_reach_nobody",
+        escape::probes_across_changes_reach_nobody,
+    ),
+    (
+        "a_stream_that_the_device_merges_stays_in_order",
+        flow::a_stream_that_the_device_merges_stays_in_order,
+    ),
+    (
+        "xdp_keeps_a_stream_in_order",
+        xdp::xdp_keeps_a_stream_in_order,
+    ),
+    (
+        "pods_that_come_and_go_make_no_other_cold",
+        away::pods_that_come_and_go_make_no_other_cold,
+    ),
+    (
+        "a_changed_lease_makes_its_own_flows_cold",
+        away::a_changed_lease_makes_its_own_flows_cold,
+    ),
+];
+
+/// Tests of marks, whoever attests.
+const MARKS: &[(&str, Test)] = &[(
+    "copied_marks_harm_nothing",
+    marks::copied_marks_harm_nothing,
+)];
+
+/// Tests of attestation by a mark.
+const MARKED: &[(&str, Test)] = &[
+    (
+        "routing_by_the_mark_catches_nothing",
+        marks::routing_by_the_mark_catches_nothing,
+    ),
+    (
+        "marks_of_others_attest_nothing",
+        marks::marks_of_others_attest_nothing,
+    ),
+];
+
 /// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
 const CAUGHT: &[(&str, Test, &str)] = &[
     (
@@ -226,6 +349,16 @@ const CAUGHT: &[(&str, Test, &str)] = &[
         "broken-probes-reorder",
         flow::a_stream_stays_in_order,
         "out of order",
+    ),
+    (
+        "broken-no-gso-size",
+        mtu::a_stream_learns_the_mtu,
+        "packets were sent that the wire does not take",
+    ),
+    (
+        "broken-no-be-liberal",
+        window::tcp_never_leaves_a_strict_conntrack,
+        "packets were INVALID",
     ),
 ];
 
@@ -245,6 +378,9 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
+            let life = flow.map(|_| FLOW_LIFE);
+            let marks = flow.map(|_| MARKS);
+            let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let tests = [
                 Some(EVERYWHERE),
@@ -253,6 +389,9 @@ fn main() -> ExitCode {
                 fast,
                 fast_vxlan,
                 flow,
+                life,
+                marks,
+                alone,
                 ruled,
             ];
             trials.extend(
@@ -271,7 +410,7 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = RULED.iter().chain(FLOW);
+        let tests = [RULED, FLOW, MARKS, MARKED].into_iter().flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
         let read = Setting {
             mark: false,

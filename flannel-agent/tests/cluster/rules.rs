@@ -60,7 +60,7 @@ pub(crate) fn as_upstream(setting: Setting) -> Outcome {
 
         let with_nftables = setting
             .network()
-            .replacen('{', r#"{"EnableNFTables":true,"#, 1);
+            .replace(r#""EnableNFTables":false"#, r#""EnableNFTables":true"#);
         cluster.etcd().put_config(&with_nftables)?;
         node.agent().restart()?;
         rules_become(node, &none, &nftables)?;

@@ -5,7 +5,7 @@
 
 use super::transport::Transport;
 use super::{L3, Meta, Tag, Topology};
-use crate::flow::{Flow, FlowKey, Flows, Leg, LegTimes};
+use crate::flow::{Flow, Flows, Leg, LegTimes};
 use crate::maps::{FLAG_ACTIVE, FLAG_FLOWS};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
@@ -21,11 +21,18 @@ pub enum Verdict {
     Drop,
 }
 
-/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get past
-/// that hook, the next router drops it.
+/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get out
+/// of the node past that hook (a route was turned, the hook was taken away), the next node does not forward it to a pod.
+///
+/// It also keeps probes apart where packets are merged (GRO compares it), which is why packets that have as little left
+/// themselves are never probes.
 pub const PROBE_TTL: u8 = 2;
 
 /// Learns from a packet of `leg`; `attested` asks conntrack.
+///
+/// A probe goes no further, whatever was learned, wherever the kernel has sent it and whatever rules have made of its
+/// bytes: somebody would get its original a second time. Its tag alone tells it, which no rule can copy to a packet that
+/// is none.
 #[inline(always)]
 pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
@@ -35,12 +42,16 @@ pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
     attested: impl FnOnce() -> bool,
 ) -> (Verdict, Outcome) {
-    match learn(packet, meta, leg, topology, flows, attested) {
-        Ok((verdict, outcome)) => (verdict, outcome),
-        Err(outcome) => (Verdict::Pass, outcome),
-    }
+    let (Ok(outcome) | Err(outcome)) = learn(packet, meta, leg, topology, flows, attested);
+    let verdict = if meta.tag == Tag::Probe {
+        Verdict::Drop
+    } else {
+        Verdict::Pass
+    };
+    (verdict, outcome)
 }
 
+/// `Err` is what says nothing of any flow.
 #[inline(always)]
 fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
@@ -49,7 +60,7 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     topology: &T,
     flows: &F,
     attested: impl FnOnce() -> bool,
-) -> Result<(Verdict, Outcome), Outcome> {
+) -> Result<Outcome, Outcome> {
     let config = topology.config();
     if meta.tag == Tag::Fast {
         return Err(Outcome::Redirected);
@@ -81,49 +92,30 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
         return Err(Outcome::Protocol);
     }
     let transport = Transport::read(packet, L3, &ip)?;
-    let key = match leg {
-        Leg::Out => FlowKey {
-            pod: ip.source,
-            remote: ip.destination,
-            pod_port: transport.source,
-            remote_port: transport.destination,
-            protocol: ip.protocol,
-            reserved: [0; 3],
-        },
-        Leg::In => FlowKey {
-            pod: ip.destination,
-            remote: ip.source,
-            pod_port: transport.destination,
-            remote_port: transport.source,
-            protocol: ip.protocol,
-            reserved: [0; 3],
-        },
-    };
-    if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
-        return Err(Outcome::Elsewhere);
-    }
-    let probe = meta.tag == Tag::Probe && ip.ttl < PROBE_TTL;
-    let verdict = if probe { Verdict::Drop } else { Verdict::Pass };
+    let key = transport.flow(&ip, leg);
     let flow = flows.find(&key);
+    // Asked before pods and peers are looked up: conntrack has a quick answer for what is never attested.
     if !attested() {
         if flow.is_some() && !cfg!(feature = "broken-no-kill") {
             flows.forget(&key);
-            return Ok((verdict, Outcome::Killed));
+            return Ok(Outcome::Killed);
         }
-        return Ok((verdict, Outcome::Refused));
+        return Ok(Outcome::Refused);
     }
     if transport.is_control() || flow.is_some_and(|flow| flow.closing(leg)) {
-        return Ok((verdict, Outcome::NotKept));
+        return Ok(Outcome::NotKept);
     }
     let now = flows.now();
     if let Some(flow) = flow {
         flow.set_attested(leg, now);
-        let outcome = if probe {
+        return Ok(if meta.tag == Tag::Probe {
             Outcome::ProbeDone
         } else {
             Outcome::Attested
-        };
-        return Ok((verdict, outcome));
+        });
+    }
+    if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
+        return Err(Outcome::Elsewhere);
     }
     let mut new = Flow::default();
     new.legs[leg as usize] = LegTimes {
@@ -137,5 +129,5 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
         new.acknowledged = u64::from(transport.end.wrapping_sub(1));
     }
     flows.create(&key, &new);
-    Ok((verdict, Outcome::Created))
+    Ok(Outcome::Created)
 }

@@ -79,14 +79,21 @@ impl Tuples {
     }
 }
 
+/// Whether a packet with these low bits of `sk_buff::_nfct` belongs to a connection that packets have been seen of in both
+/// directions: no other attests anything.
+#[inline(always)]
+pub const fn is_established(info: u8) -> bool {
+    info == ESTABLISHED || info == ESTABLISHED_REPLY
+}
+
 /// Whether a packet with these low bits of `sk_buff::_nfct`, of a connection with this status and these tuples, attests
 /// its flow: established, assured, and rewritten by nobody.
 #[inline(always)]
 pub fn attests(info: u8, status: u64, tuples: &Tuples) -> bool {
     if cfg!(feature = "broken-no-nat-test") {
-        return info == ESTABLISHED || info == ESTABLISHED_REPLY;
+        return is_established(info);
     }
-    (info == ESTABLISHED || info == ESTABLISHED_REPLY)
+    is_established(info)
         && status & REQUIRED == REQUIRED
         && status & FORBIDDEN == 0
         && tuples.mirror()

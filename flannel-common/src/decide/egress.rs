@@ -1,10 +1,9 @@
 //! From a pod of this node towards another node.
 
-use super::permit::{Permit, Terms, permit};
-use super::transport::Transport;
-use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
-use crate::flow::{FlowKey, Flows, Leg};
-use crate::maps::{FLAG_ASSIST, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
+use super::permit::{Permit, permit};
+use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
+use crate::flow::{Flows, Leg, SharedFlow};
+use crate::maps::{FLAG_ASSIST, FLAG_STRICT, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::udp::Udp;
@@ -31,7 +30,7 @@ pub enum Via {
 }
 
 /// A packet that may leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
     /// How.
     pub via: Via,
@@ -41,6 +40,8 @@ pub struct Forward<'a> {
     pub ip: Ipv4,
     /// Whether the kernel is asked again meanwhile.
     pub permit: Permit,
+    /// What is remembered of its flow; nothing where flows need no permission.
+    pub flow: Option<&'a SharedFlow>,
 }
 
 /// Decides about a packet that a pod sent.
@@ -53,11 +54,12 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     meta: &Meta,
     port: Port,
     topology: &'a T,
-    flows: &F,
+    flows: &'a F,
 ) -> Result<Forward<'a>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology, flows)?;
+    let ethernet = frame(packet, meta, topology)?;
     if config.flags & FLAG_STRICT != 0 {
+        alive(topology, flows.tick())?;
         strict(packet, meta, port, topology)?;
     }
     if ethernet.destination != config.bridge_mac {
@@ -71,7 +73,6 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             Outcome::NoPeer
         });
     };
-    let pod = own(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
     let (via, mtu) = match (peer.is_direct(), config.flags & FLAG_ASSIST != 0) {
         (true, _) => (Via::Direct, config.direct_mtu),
         (false, false) => (Via::Encap, config.tunnel_mtu),
@@ -82,31 +83,29 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     if via == Via::Encap && ip.total_len.get() > u16::MAX - vxlan::OVERHEAD as u16 {
         return Err(Outcome::Mtu);
     }
-    let permit = if config.flags & FLAG_FLOWS == 0 {
-        Permit::default()
-    } else {
-        let transport = Transport::read(packet, L3, &ip)?;
-        let key = FlowKey {
-            pod: ip.source,
-            remote: ip.destination,
-            pod_port: transport.source,
-            remote_port: transport.destination,
-            protocol: ip.protocol,
-            reserved: [0; 3],
-        };
-        let terms = Terms {
-            config,
-            since: pod.since.max(peer.since),
-            kernel_queues: false,
-        };
-        permit(flows, &key, Leg::Out, &transport, &terms)?
+    let source = || {
+        let pod = own(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
+        Ok(pod.since)
     };
+    let (permit, flow) = permit(
+        packet,
+        L3,
+        &ip,
+        Leg::Out,
+        meta.ifindex,
+        source,
+        peer.since,
+        false,
+        topology,
+        flows,
+    )?;
     ip.decrement_ttl();
     Ok(Forward {
         via,
         peer,
         ip,
         permit,
+        flow,
     })
 }
 

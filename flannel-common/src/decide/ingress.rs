@@ -1,10 +1,11 @@
 //! From another node to a pod of this one.
 
-use super::permit::{Permit, Terms, permit};
-use super::transport::Transport;
-use super::{L3, Meta, Topology, check_mtu, forwardable, frame};
-use crate::flow::{FlowKey, Flows, Leg};
-use crate::maps::{FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT, LocalPod, Peer};
+use super::permit::{Permit, permit};
+use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
+use crate::flow::{Flows, Leg};
+use crate::maps::{
+    CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_DECAP, FLAG_STRICT, FLAG_XDP, LocalPod,
+};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
 use crate::wire::ethernet::{self, Ethernet};
@@ -19,6 +20,8 @@ pub struct Deliver<'a> {
     pub pod: &'a LocalPod,
     /// Whether it is still encapsulated.
     pub tunnelled: bool,
+    /// Whether XDP has taken it out of its tunnel.
+    pub decapsulated: bool,
     /// Its IPv4 header, one hop further.
     pub ip: Ipv4,
     /// How it is carried.
@@ -39,6 +42,11 @@ const VXLAN: usize = UDP + udp::LEN;
 const INNER_ETHERNET: usize = VXLAN + vxlan::LEN;
 const INNER_L3: usize = INNER_ETHERNET + ethernet::LEN;
 
+/// Where a packet comes from whose node does not show: addresses that no node has, for those that are routed here, and
+/// for those that the VXLAN device has decapsulated.
+const ROUTED: u32 = u32::MAX - 1;
+const DEVICE: u32 = u32::MAX;
+
 /// Decides about a packet that arrived at the node's interface.
 ///
 /// # Errors
@@ -51,11 +59,14 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    frame(packet, meta, topology, flows)?;
+    frame(packet, meta, topology)?;
     if !meta.to_us {
         return Err(Outcome::NotRouted);
     }
     let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if let Some(carried) = meta.carried {
+        return carried_on(outer, carried, topology);
+    }
     if { outer.destination } == config.node_ip {
         if config.flags & FLAG_DECAP == 0 {
             return Err(Outcome::NoPod);
@@ -71,18 +82,74 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     }
     let len = meta.len.wrapping_sub(L3 as u32).min(total_len);
     let mut ip = forwardable(packet, L3, len)?;
-    let peer = topology
-        .peer(ip.source)
-        .filter(|peer| peer.is_direct())
-        .ok_or(Outcome::PeerSource)?;
     check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
-    let permit = permitted(packet, L3, &ip, pod, peer, topology, flows, false)?;
+    let source = || {
+        let peer = topology.peer(ip.source).filter(|peer| peer.is_direct());
+        peer.map(|peer| peer.since).ok_or(Outcome::PeerSource)
+    };
+    let (permit, _) = permit(
+        packet,
+        L3,
+        &ip,
+        Leg::In,
+        ROUTED,
+        source,
+        pod.since,
+        false,
+        topology,
+        flows,
+    )?;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: false,
+        decapsulated: false,
         ip,
         permit,
+    })
+}
+
+/// Decides about a frame at the node's interface, before the kernel has made a packet of it. What is not to be
+/// decapsulated takes the way that it would take without XDP.
+///
+/// # Errors
+/// The reason why it is left as it is, or dropped.
+#[inline(always)]
+pub fn from_driver<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+    flows: &F,
+) -> Result<Deliver<'a>, Outcome> {
+    let config = topology.config();
+    let ethernet = frame(packet, meta, topology)?;
+    if ethernet.destination != config.uplink_mac {
+        return Err(Outcome::NotRouted);
+    }
+    let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if { outer.destination } != config.node_ip || config.flags & FLAG_XDP == 0 {
+        return Err(Outcome::NoPod);
+    }
+    tunnelled(packet, meta, topology, flows, &outer)
+}
+
+/// A packet that [`from_driver`] has let through: it has gone one hop further, and all questions are answered but where
+/// its pod is now.
+#[inline(always)]
+fn carried_on<T: Topology>(
+    ip: Ipv4,
+    carried: Carried,
+    topology: &T,
+) -> Result<Deliver<'_>, Outcome> {
+    Ok(Deliver {
+        pod: topology.pod(ip.destination).ok_or(Outcome::NoPod)?,
+        tunnelled: false,
+        decapsulated: true,
+        ip,
+        permit: Permit {
+            probe: carried.how & CARRIED_PROBE != 0,
+            queue: carried.how & CARRIED_QUEUE != 0,
+        },
     })
 }
 
@@ -132,14 +199,14 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             .filter(|peer| peer.node_ip == { outer.source })
     };
     if config.flags & FLAG_STRICT != 0 {
+        alive(topology, flows.tick())?;
         let ip: Ipv4 = packet.read(INNER_L3).ok_or(Outcome::Malformed)?;
         if peer_of(&ip).is_none() {
             return Err(Outcome::DropPeerSource);
         }
     }
-    let mut ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
+    let ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
     // An inner datagram without a checksum is covered by the outer one alone, which only the kernel verifies.
     if ip.protocol == ipv4::UDP && udp.checksum.raw() != 0 {
         let inner_udp: Udp = packet
@@ -154,12 +221,28 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     if !merged.merge_outer_ecn(outer.tos) {
         return Err(Outcome::Ecn);
     }
-    let permit = permitted(packet, INNER_L3, &ip, pod, peer, topology, flows, true)?;
-    ip = merged;
+    let source = || {
+        let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
+        Ok(peer.since)
+    };
+    let (permit, _) = permit(
+        packet,
+        INNER_L3,
+        &ip,
+        Leg::In,
+        outer.source.raw(),
+        source,
+        pod.since,
+        true,
+        topology,
+        flows,
+    )?;
+    let mut ip = merged;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: true,
+        decapsulated: false,
         ip,
         permit,
     })
@@ -177,57 +260,35 @@ pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology, flows)?;
+    let ethernet = frame(packet, meta, topology)?;
     if ethernet.destination != config.vtep_mac {
         return Err(Outcome::NotRouted);
     }
     let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    let peer = topology.peer(ip.source).ok_or(Outcome::PeerSource)?;
     check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
-    let permit = permitted(packet, L3, &ip, pod, peer, topology, flows, false)?;
+    let source = || {
+        let peer = topology.peer(ip.source).ok_or(Outcome::PeerSource)?;
+        Ok(peer.since)
+    };
+    let (permit, _) = permit(
+        packet,
+        L3,
+        &ip,
+        Leg::In,
+        DEVICE,
+        source,
+        pod.since,
+        false,
+        topology,
+        flows,
+    )?;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: false,
+        decapsulated: false,
         ip,
         permit,
     })
-}
-
-/// Asks whether the kernel permits the flow of the packet whose IPv4 header is at `offset`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "in BPF a structure of them would cost a copy on the stack"
-)]
-#[inline(always)]
-fn permitted<P: Packet + ?Sized, T: Topology, F: Flows>(
-    packet: &P,
-    offset: usize,
-    ip: &Ipv4,
-    pod: &LocalPod,
-    peer: &Peer,
-    topology: &T,
-    flows: &F,
-    kernel_queues: bool,
-) -> Result<Permit, Outcome> {
-    let config = topology.config();
-    if config.flags & FLAG_FLOWS == 0 {
-        return Ok(Permit::default());
-    }
-    let transport = Transport::read(packet, offset, ip)?;
-    let key = FlowKey {
-        pod: ip.destination,
-        remote: ip.source,
-        pod_port: transport.destination,
-        remote_port: transport.source,
-        protocol: ip.protocol,
-        reserved: [0; 3],
-    };
-    let terms = Terms {
-        config,
-        since: pod.since.max(peer.since),
-        kernel_queues,
-    };
-    permit(flows, &key, Leg::In, &transport, &terms)
 }

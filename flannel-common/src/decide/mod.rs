@@ -3,8 +3,7 @@
 //! A decision is taken on a packet that has not been touched; only when every question is answered does a hook begin
 //! to write. `Err` carries the reason why the kernel must handle the packet.
 
-use crate::flow::Flows;
-use crate::maps::{Config, FLAG_ACTIVE, LocalPod, Peer};
+use crate::maps::{Carried, Config, FLAG_ACTIVE, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::{self, Ipv4};
@@ -32,6 +31,9 @@ pub trait Topology {
 
     /// The pod of this node with that address.
     fn pod(&self, address: Be32) -> Option<&LocalPod>;
+
+    /// Changes whenever the answers of [`Self::peer`] and [`Self::pod`] may; never zero.
+    fn generation(&self) -> u32;
 
     /// Until when all this may be believed, in nanoseconds of `CLOCK_MONOTONIC`.
     fn expires(&self) -> u64;
@@ -92,25 +94,23 @@ pub struct Meta {
     pub ingress_ifindex: u32,
     /// What this host has noted beside it.
     pub tag: Tag,
+    /// What XDP has noted in front of it.
+    pub carried: Option<Carried>,
 }
 
 /// What holds for every hook in front of the kernel's forwarding: the fast path is on, the packet is not a probe, and
 /// the frame carries IPv4 and no VLAN tag.
 #[inline(always)]
-fn frame<P: Packet + ?Sized, T: Topology, F: Flows>(
+fn frame<P: Packet + ?Sized, T: Topology>(
     packet: &P,
     meta: &Meta,
     topology: &T,
-    flows: &F,
 ) -> Result<Ethernet, Outcome> {
     if topology.config().flags & FLAG_ACTIVE == 0 {
         return Err(Outcome::Inactive);
     }
     if meta.tag == Tag::Probe {
         return Err(Outcome::Probe);
-    }
-    if flows.tick() > topology.expires() {
-        return Err(Outcome::NoHeartbeat);
     }
     if meta.vlan {
         return Err(Outcome::Vlan);
@@ -120,6 +120,17 @@ fn frame<P: Packet + ?Sized, T: Topology, F: Flows>(
         return Err(Outcome::NotIpv4);
     }
     Ok(ethernet)
+}
+
+/// Whether the agent is alive at time `now`. Asked before anything is done that only a true topology justifies; what is
+/// the kernel's anyway need not know.
+#[inline(always)]
+fn alive<T: Topology>(topology: &T, now: u64) -> Result<(), Outcome> {
+    if now > topology.expires() {
+        Err(Outcome::NoHeartbeat)
+    } else {
+        Ok(())
+    }
 }
 
 /// Reads the IPv4 header at `offset` and refuses what the fast path never takes. `len` is the number of bytes from
@@ -155,7 +166,10 @@ fn check_mtu<P: Packet + ?Sized>(
     gso_size: u32,
     mtu: u16,
 ) -> Result<(), Outcome> {
-    let largest = if gso_size == 0 || cfg!(feature = "broken-no-gso-size") {
+    if gso_size != 0 && cfg!(feature = "broken-no-gso-size") {
+        return Ok(());
+    }
+    let largest = if gso_size == 0 {
         u32::from(ip.total_len.get())
     } else {
         let l4 = if ip.protocol == ipv4::TCP {

@@ -5,10 +5,12 @@
 //! forwards is looked at in [`super::attest`].
 
 use super::transport::Transport;
-use crate::flow::{FlowKey, Flows, Leg, SharedFlow};
-use crate::maps::{Config, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
+use super::{Topology, alive};
+use crate::flow::{Flows, Leg, SharedFlow};
+use crate::maps::{CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
 use crate::outcome::Outcome;
-use crate::wire::tcp;
+use crate::wire::ipv4::Ipv4;
+use crate::wire::{Packet, tcp};
 
 /// Pause between two probes of one leg, in nanoseconds. Short against any grace, so that one lost probe is not yet a
 /// slow flow.
@@ -26,66 +28,107 @@ pub struct Permit {
     pub queue: bool,
 }
 
-/// What permission depends on beside the flow itself.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
-    /// The node's config.
-    pub config: &'a Config,
-    /// Since when the pod and the peer are what they are.
-    pub since: u64,
-    /// Whether slow packets of this leg wait in a queue that lies between this hook and the one that attests: those
-    /// that the VXLAN device decapsulates, seen from the node's interface.
-    pub kernel_queues: bool,
+impl Permit {
+    /// As XDP notes it in front of the packet.
+    #[inline(always)]
+    pub fn carried(self) -> Carried {
+        let mut how = 0;
+        if self.probe {
+            how |= CARRIED_PROBE;
+        }
+        if self.queue {
+            how |= CARRIED_QUEUE;
+        }
+        Carried {
+            magic: Carried::MAGIC,
+            how,
+        }
+    }
 }
 
-/// Asks for a packet of `leg`.
+/// Asks for the packet of `leg` whose IPv4 header `ip` is at `offset`; also returns what is remembered of its flow, where
+/// flows need permission.
+///
+/// `source` checks the source address against `from`, the interface or the node that the packet came from, and says since
+/// when the address is theirs; it is asked once per flow and generation of the maps. The other end is what it is since
+/// `since`. `kernel_queues`: whether slow packets of this leg wait in a queue that lies between this hook and the one that
+/// attests, as those do that the VXLAN device decapsulates, seen from the node's interface.
 ///
 /// # Errors
 /// The reason why the kernel must handle it.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "in BPF a structure of them would cost a copy on the stack"
+)]
 #[inline(always)]
-pub fn permit<F: Flows>(
-    flows: &F,
-    key: &FlowKey,
+pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    offset: usize,
+    ip: &Ipv4,
     leg: Leg,
-    transport: &Transport,
-    terms: &Terms<'_>,
-) -> Result<Permit, Outcome> {
-    if terms.config.flags & FLAG_FLOWS == 0 {
-        return Ok(Permit::default());
+    from: u32,
+    source: impl FnOnce() -> Result<u64, Outcome>,
+    since: u64,
+    kernel_queues: bool,
+    topology: &T,
+    flows: &'a F,
+) -> Result<(Permit, Option<&'a SharedFlow>), Outcome> {
+    let config = topology.config();
+    if config.flags & FLAG_FLOWS == 0 {
+        source()?;
+        alive(topology, flows.tick())?;
+        return Ok((Permit::default(), None));
     }
-    if transport.tcp && terms.config.flags & FLAG_TCP == 0 {
+    let transport = Transport::read(packet, offset, ip)?;
+    let key = transport.flow(ip, leg);
+    let flow = flows.find(&key);
+    let sight = u64::from(topology.generation()) << u32::BITS | u64::from(from);
+    let is_checked = flow.is_some_and(|flow| flow.checked(leg) == sight);
+    let since = if is_checked {
+        since
+    } else {
+        since.max(source()?)
+    };
+    let is_strict = config.flags & FLAG_TCP == 0 && !cfg!(feature = "broken-no-be-liberal");
+    if transport.tcp && is_strict {
         return Err(Outcome::TcpStrict);
     }
-    let flow = flows.find(key).ok_or(if transport.is_control() {
+    let flow = flow.ok_or(if transport.is_control() {
         Outcome::TcpControl
     } else {
         Outcome::NoFlow
     })?;
     if transport.tcp && transport.flags & (tcp::SYN | tcp::RST) != 0 {
-        flows.forget(key);
+        flows.forget(&key);
         return Err(Outcome::TcpControl);
     }
     if leg == Leg::Out && transport.tcp && flow.queued() != 0 {
         flow.set_acknowledged(transport.acknowledgment);
     }
-    let result = known(flows, flow, leg, transport, terms);
+    let result = known(flow, leg, &transport, since, kernel_queues, topology, flows);
     let queues = leg == Leg::In && !matches!(result, Ok(Permit { queue: false, .. }));
     if queues && !cfg!(feature = "broken-probes-reorder") {
         flow.set_queued(flows.now(), transport.end, result.is_err());
     }
-    result
+    let permit = result?;
+    if !is_checked {
+        flow.set_checked(leg, sight);
+    }
+    Ok((permit, Some(flow)))
 }
 
 /// Asks for a packet of a flow that has an entry.
 #[inline(always)]
-fn known<F: Flows>(
-    flows: &F,
+fn known<T: Topology, F: Flows>(
     flow: &SharedFlow,
     leg: Leg,
     transport: &Transport,
-    terms: &Terms<'_>,
+    since: u64,
+    kernel_queues: bool,
+    topology: &T,
+    flows: &F,
 ) -> Result<Permit, Outcome> {
-    let config = terms.config;
+    let config = topology.config();
     if transport.tcp && transport.flags & tcp::FIN != 0 {
         flow.set_closing(leg);
         return Err(Outcome::TcpControl);
@@ -93,7 +136,7 @@ fn known<F: Flows>(
     if flow.closing(leg) {
         return Err(Outcome::Closing);
     }
-    let since = config.since.max(terms.since);
+    let since = config.since.max(since);
     let attested = flow.attested(leg);
     if attested <= since
         || (config.flags & FLAG_BOTH_LEGS != 0 && flow.attested(leg.other()) <= since)
@@ -101,14 +144,14 @@ fn known<F: Flows>(
         return Err(Outcome::NoFlow);
     }
     let now = flows.tick();
+    alive(topology, now)?;
     // The tick may lie before an attestation of the same millisecond.
     let age = now.saturating_sub(attested);
     if age > config.stale_after {
         return Err(Outcome::Stale);
     }
-    let queue = leg == Leg::In && must_queue(flows, flow, attested, terms)?;
-    let probe =
-        age > config.revalidate_after && now.saturating_sub(flow.probed(leg)) >= PROBE_INTERVAL;
+    let queue = leg == Leg::In && must_queue(flows, flow, attested, kernel_queues)?;
+    let probe = age > config.revalidate_after && may_probe(flow, leg, transport, attested, now);
     if probe {
         flow.set_probed(leg, now);
         if cfg!(feature = "broken-probes-reorder") {
@@ -116,6 +159,18 @@ fn known<F: Flows>(
         }
     }
     Ok(Permit { probe, queue })
+}
+
+/// Whether it is time for a probe.
+///
+/// One is repeated until it is answered, as it may be lost. Not so that of a datagram to a pod: behind the hook that
+/// drops it is nothing but the pod, so if somebody has taken the hook away, the pod gets one datagram twice, not many.
+#[inline(always)]
+fn may_probe(flow: &SharedFlow, leg: Leg, transport: &Transport, attested: u64, now: u64) -> bool {
+    let probed = flow.probed(leg);
+    let unanswered = probed > attested;
+    let once = leg == Leg::In && !transport.tcp;
+    !(once && unanswered) && now.saturating_sub(probed) >= PROBE_INTERVAL
 }
 
 /// Whether packets that went to the pod earlier may still wait at the veth; fails if they may wait in the kernel's path
@@ -130,7 +185,7 @@ fn must_queue<F: Flows>(
     flows: &F,
     flow: &SharedFlow,
     attested: u64,
-    terms: &Terms<'_>,
+    kernel_queues: bool,
 ) -> Result<bool, Outcome> {
     let queued = flow.queued();
     if queued == 0 {
@@ -140,7 +195,7 @@ fn must_queue<F: Flows>(
         flow.set_drained();
         return Ok(false);
     }
-    if terms.kernel_queues && flow.in_kernel() && attested < queued {
+    if kernel_queues && flow.in_kernel() && attested < queued {
         return Err(Outcome::Draining);
     }
     Ok(true)

@@ -1,5 +1,6 @@
 //! What permission needs to know of a packet's TCP or UDP header.
 
+use crate::flow::{FlowKey, Leg};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::tcp::{self, Tcp};
@@ -51,6 +52,22 @@ impl Transport {
             end: tcp.sequence.get().wrapping_add(payload),
             acknowledgment: tcp.acknowledgment.get(),
         })
+    }
+
+    /// The flow that a packet of `leg` with the IPv4 header `ip` belongs to.
+    #[inline(always)]
+    pub fn flow(&self, ip: &Ipv4, leg: Leg) -> FlowKey {
+        let (pod, remote, pod_port, remote_port) = match leg {
+            Leg::Out => (ip.source, ip.destination, self.source, self.destination),
+            Leg::In => (ip.destination, ip.source, self.destination, self.source),
+        };
+        FlowKey {
+            pod,
+            remote,
+            pod_port,
+            remote_port,
+            protocol: u32::from(ip.protocol),
+        }
     }
 
     /// Whether the packet begins or ends a TCP connection.

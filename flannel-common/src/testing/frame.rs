@@ -26,9 +26,10 @@ const ACK_PSH: u8 = 0x18;
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
-/// Port numbers of inner packets: any, as long as neither is that of VXLAN.
-const CLIENT_PORT: u16 = 40_000;
-const SERVER_PORT: u16 = 8_080;
+/// Port numbers of inner packets, source and destination: any, as long as neither is that of VXLAN.
+pub const CLIENT_PORT: u16 = 40_000;
+/// The other of the two.
+pub const SERVER_PORT: u16 = 8_080;
 
 /// What follows the IPv4 header.
 #[derive(Clone, Debug)]

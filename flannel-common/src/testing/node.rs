@@ -188,6 +188,8 @@ pub struct Tables {
     pub flows: HashMap<FlowKey, Flow>,
     /// Whether the agent's heartbeat has stopped.
     pub expired: bool,
+    /// The generation of pods and subnets.
+    pub generation: u32,
 }
 
 impl Tables {
@@ -198,6 +200,7 @@ impl Tables {
             .partition(|remote| remote.subnet.1 == USUAL_LENGTH);
         Self {
             config: config(),
+            generation: 1,
             subnets: usual
                 .iter()
                 .map(|remote| (remote.subnet.0.into(), remote.peer()))
@@ -282,6 +285,7 @@ pub fn config() -> Config {
         pod_mtu: TUNNEL_MTU,
         bridge_mac: BRIDGE.mac,
         vtep_mac: VTEP.mac,
+        uplink_mac: UPLINK.mac,
         outer_ttl: 64,
         ..Config::default()
     }
@@ -309,6 +313,10 @@ impl decide::Topology for Tables {
 
     fn pod(&self, address: Be32) -> Option<&LocalPod> {
         self.pods.get(&address)
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation
     }
 
     fn expires(&self) -> u64 {

@@ -24,13 +24,13 @@ const ACK: u8 = 1 << 4;
 const ACKNOWLEDGMENT: usize = L3 + ipv4::LEN + 8;
 
 /// A node, its flows, and what passes by its hooks.
-struct Lab {
-    tables: Tables,
-    flows: Memory,
+pub(super) struct Lab {
+    pub(super) tables: Tables,
+    pub(super) flows: Memory,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut tables = Tables::node();
         tables.config.flags |= FLAG_FLOWS | FLAG_TCP;
         tables.config.revalidate_after = REVALIDATE;
@@ -39,7 +39,7 @@ impl Lab {
         Self { tables, flows }
     }
 
-    fn pass(&self, nanoseconds: u64) {
+    pub(super) fn pass(&self, nanoseconds: u64) {
         self.flows.now.set(self.flows.now.get() + nanoseconds);
     }
 
@@ -122,8 +122,7 @@ impl Lab {
             remote: VXLAN.pod.into(),
             pod_port: port(L3 + ipv4::LEN),
             remote_port: port(L3 + ipv4::LEN + 2),
-            protocol: ipv4::TCP,
-            reserved: [0; 3],
+            protocol: u32::from(ipv4::TCP),
         }
     }
 }
@@ -221,20 +220,73 @@ fn a_probe_that_is_refused_ends_the_flow_and_reaches_nobody() {
 }
 
 #[test]
-fn a_packet_is_not_dropped_for_its_tag_alone() {
+fn a_source_is_checked_once_in_every_generation() {
+    for (leg, reason) in [
+        (Leg::Out, Outcome::PodSource),
+        (Leg::In, Outcome::PeerSource),
+    ] {
+        let mut lab = Lab::established();
+        assert_eq!(lab.send(leg, ACK), FAST);
+        match leg {
+            Leg::Out => lab.tables.pods.clear(),
+            Leg::In => lab.tables.subnets.clear(),
+        }
+        assert_eq!(lab.send(leg, ACK), FAST, "what was found is remembered");
+        lab.tables.generation += 1;
+        assert_eq!(lab.send(leg, ACK), Err(reason));
+    }
+}
+
+#[test]
+fn a_source_that_was_right_at_one_interface_is_checked_at_another() {
     let lab = Lab::established();
-    let mut frame = Lab::frame(Leg::Out, ACK);
-    frame[L3 + 8] = 63;
+    assert_eq!(lab.send(Leg::Out, ACK), FAST);
+    let frame = Lab::frame(Leg::Out, ACK);
     let meta = Meta {
         len: frame.len() as u32,
-        ingress_ifindex: BRIDGE.index,
-        tag: Tag::Probe,
+        ifindex: PORT.index + 1,
         ..Meta::default()
     };
-    let (verdict, _) = attest(&frame[..], &meta, Leg::Out, &lab.tables, &lab.flows, || {
-        true
-    });
-    assert_eq!(verdict, Verdict::Pass);
+    let spoofed = egress::decide(
+        &frame[..],
+        &meta,
+        egress::Port::Pod,
+        &lab.tables,
+        &lab.flows,
+    );
+    assert_eq!(spoofed.err(), Some(Outcome::PodSource));
+}
+
+#[test]
+fn what_xdp_notes_is_what_the_hook_behind_it_does() {
+    let lab = Lab::new();
+    let frame = Frame::tcp(VXLAN.pod, POD)
+        .link(VXLAN.vtep_mac, UPLINK.mac)
+        .build();
+    for (probe, queue) in [(false, false), (true, false), (false, true), (true, true)] {
+        let permit = Permit { probe, queue };
+        let meta = Meta {
+            len: frame.len() as u32,
+            ifindex: UPLINK.index,
+            to_us: true,
+            carried: Some(permit.carried()),
+            ..Meta::default()
+        };
+        // No flow, and no node without a tunnel: XDP has seen to all that.
+        let deliver = ingress::from_wire(&frame[..], &meta, &lab.tables, &lab.flows)
+            .expect("XDP has let it through");
+        assert_eq!((deliver.permit, deliver.decapsulated), (permit, true));
+        assert_eq!(deliver.ip.ttl, 64, "XDP has counted the hop");
+    }
+}
+
+#[test]
+fn a_hash_is_asked_for_once() {
+    let lab = Lab::established();
+    let key = Lab::key();
+    let flow = lab.flows.find(&key).expect("an established flow");
+    assert_eq!(flow.hash(|| 0x1234_5678), 0x1234_5678);
+    assert_eq!(flow.hash(|| unreachable!("it is known")), 0x1234_5678);
 }
 
 #[test]
