@@ -10,8 +10,7 @@ use lab::process;
 use lab::traffic::rtt::{Transport, round_trips};
 
 use crate::permission::{
-    ANSWER, ASSURED, CLUSTER_IP, LIMIT, Legs, Pair, SERVICE, SERVICE_PORT, answered, assert_legs,
-    with_pair,
+    ASSURED, CLUSTER_IP, LIMIT, Legs, Pair, SERVICE, SERVICE_PORT, answered, assert_legs, with_pair,
 };
 use crate::support::{Backend, Outcome, Setting, shell};
 
@@ -100,7 +99,7 @@ fn use_service(pair: &Pair<'_>) -> anyhow::Result<[lab::status::Counters; 2]> {
         .client
         .netns()
         .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    socket.set_read_timeout(Some(ANSWER))?;
+    socket.set_read_timeout(Some(LIMIT))?;
     let start = Instant::now();
     let mut answers = 0;
     while start.elapsed() < 2 * ASSURED {

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use lab::traffic::icmp::Pinger;
-use lab::traffic::rtt::{Transport, round_trips};
+use lab::traffic::rtt::{EchoServer, Transport, round_trips};
 use lab::traffic::tcp::{self, TcpPlan};
-use lab::{Node, Pod, underlay};
+use lab::{Node, NodeConfig, Pod, process, underlay};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket, sockopt};
 
 use crate::permission::{LIMIT, Pair, with_pair};
-use crate::support::{Outcome, Setting, wait_pods_served, with_cluster};
+use crate::support::{Outcome, Setting, shell, wait_pods_served, with_cluster};
 
 /// Requests of one look at the counters.
 const TRIPS: u64 = 300;
@@ -87,6 +87,63 @@ fn ping(from: &Pod, targets: &[Ipv4Addr]) -> Outcome {
     let times = Pinger::new(from.netns())?.round(targets, LIMIT)?;
     ensure!(times.iter().all(Option::is_some), "{targets:?}: {times:?}");
     Ok(())
+}
+
+/// A mark that the node puts on what comes from other nodes does not follow a fast packet into its pod: older kernels
+/// take nothing off a packet that a program hands over.
+pub(crate) fn marks_of_the_node_stay_on_it(setting: Setting) -> Outcome {
+    /// A bit that nobody else uses.
+    const MARK: &str = "0x8000/0x8000";
+    let mut agent = setting.agent();
+    // The VXLAN device keeps the mark of what it takes packets out of.
+    agent.arguments.push("--fast-path-ingress=vtep".into());
+    let nodes = vec![NodeConfig::agent(&agent), NodeConfig::agent(&agent)];
+    with_cluster(setting.cluster(nodes), |cluster| {
+        let (from, to) = (cluster.node(1), cluster.node(2));
+        let (client, server) = (from.pods().remove(0), to.pods().remove(0));
+        shell(
+            to,
+            &format!(
+                "iptables -w -t mangle -A PREROUTING -i eth0 -p udp -j MARK --set-mark {MARK}"
+            ),
+        )?;
+        process::run(
+            Some(server.netns()),
+            "iptables",
+            &["-w", "-A", "INPUT", "-m", "mark", "--mark", MARK],
+        )?;
+        let echo = EchoServer::start(server.netns())?;
+        let address = SocketAddr::new(server.address().into(), echo.port());
+        let before = to.agent().status()?.fast_path.counters;
+        let start = Instant::now();
+        loop {
+            round_trips(&client, address, Transport::Tcp, TRIPS as usize, 64, LIMIT)?;
+            let counted = to.agent().status()?.fast_path.counters.since(&before);
+            if counted.fast_ingress > TRIPS {
+                break;
+            }
+            ensure!(start.elapsed() < SETTLED, "not fast: {counted:?}");
+        }
+        let marked = process::run(
+            Some(to.netns()),
+            "iptables",
+            &["-t", "mangle", "-nvxL", "PREROUTING"],
+        )?;
+        let seen = process::run(Some(server.netns()), "iptables", &["-nvxL", "INPUT"])?;
+        ensure!(packets(&marked) > 0, "no packet was marked: {marked}");
+        ensure!(
+            packets(&seen) == 0,
+            "the pod sees the node's mark: {seen}, marked: {marked}"
+        );
+        Ok(())
+    })
+}
+
+/// Packets that met the one rule of a chain that iptables lists.
+fn packets(listing: &str) -> u64 {
+    let rule = listing.lines().nth(2).unwrap_or_default();
+    let count = rule.split_whitespace().next().unwrap_or_default();
+    count.parse().unwrap_or_default()
 }
 
 /// The VLAN of the nodes, and one within it.

@@ -273,6 +273,10 @@ const FLOW_LIFE: &[(&str, Test)] = &[
 /// Tests of flow permission that depend neither on who attests nor on the backend.
 const FLOW_ALONE: &[(&str, Test)] = &[
     (
+        "marks_of_the_node_stay_on_it",
+        kernels::marks_of_the_node_stay_on_it,
+    ),
+    (
         "one_way_datagrams_outlive_short_timeouts",
         life::one_way_datagrams_outlive_short_timeouts,
     ),

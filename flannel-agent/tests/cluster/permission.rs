@@ -26,7 +26,7 @@ const TRIPS: usize = 20_000;
 /// How long a request may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// How long an answer may take that is not lost.
-pub(crate) const ANSWER: Duration = Duration::from_millis(300);
+const ANSWER: Duration = Duration::from_millis(300);
 /// After so long conntrack calls an answered UDP flow assured.
 pub(crate) const ASSURED: Duration = Duration::from_millis(2500);
 /// How long a flow may stay fast after the kernel has been told to drop it: revalidation and grace at their defaults,

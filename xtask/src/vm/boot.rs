@@ -15,7 +15,7 @@ use super::{Programs, image, kernels::Kernel, results::Results};
 use crate::command;
 
 /// A machine of which nothing is heard for so long hangs.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
 /// A machine that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(20 * 60);

@@ -9,13 +9,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use lab::wait::PATIENCE;
 
 use super::{
     Programs,
     kernels::Kernel,
     results::{BEGIN, BOOTED, DONE, END},
 };
-use crate::{command, setup::distro::find_program};
+use crate::{build::OBJECT_VARIABLE, command, setup::distro::find_program};
 
 /// The name of this machine's root file system in the machine.
 pub const ROOT_TAG: &str = "root";
@@ -24,13 +25,17 @@ pub const ROOT_TAG: &str = "root";
 const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// How long one runner in the machine may take, in seconds.
-const RUNNER_LIMIT: u32 = 240;
+const RUNNER_LIMIT: u32 = 300;
+
+/// How much longer than on a real machine the lab waits.
+const PATIENCE_FACTOR: u32 = 5;
 
 /// Cluster tests that are run: one of each backend, and what only some kernels have.
-const CLUSTER_TESTS: [&str; 8] = [
+const CLUSTER_TESTS: [&str; 9] = [
     "vxlan::flow::both_directions_are_fast",
     "vxlan::flow_by_mark::both_directions_are_fast",
     "host_gw::flow::both_directions_are_fast",
+    "vxlan::flow::marks_of_the_node_stay_on_it",
     "vxlan::flow::a_tagged_uplink_is_fast_and_tagged_frames_are_the_kernels",
     "host_gw::flow::a_tagged_uplink_is_fast_and_tagged_frames_are_the_kernels",
     "vxlan::flow::sctp_is_the_kernels",
@@ -131,7 +136,7 @@ fn script_of(kernel: &Kernel, programs: &Programs) -> String {
          mount --bind {} /lib/modules\n\
          ip link set lo up\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n\
-         export CARGO_MANIFEST_DIR={package} FLANNEL_EBPF_OBJECT={}\n\
+         export {PATIENCE}={PATIENCE_FACTOR} CARGO_MANIFEST_DIR={package} {OBJECT_VARIABLE}={}\n\
          cd {package}\n\
          run() {{ name=$1; shift; echo \"{BEGIN} $name\"; timeout {RUNNER_LIMIT} \"$@\"; echo \"{END} $?\"; }}\n",
         quoted(modules),

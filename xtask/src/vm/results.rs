@@ -16,6 +16,9 @@ pub const DONE: &str = "machine done";
 /// The runner that is no test.
 const PROBE: &str = "probe";
 
+/// Failures that are named at once; the summary names all.
+const NAMED: usize = 3;
+
 /// Lines of a runner that failed which are shown.
 const SHOWN: usize = 60;
 
@@ -131,7 +134,10 @@ impl Results {
             tally.skipped.len()
         );
         if !tally.failed.is_empty() {
-            verdict += &format!(": {}", tally.failed.join(", "));
+            verdict += &format!(
+                ": {}",
+                tally.failed[..tally.failed.len().min(NAMED)].join(", ")
+            );
             let last = &lines[lines.len().saturating_sub(SHOWN)..];
             self.output += &format!("--- {name}\n{}\n", last.join("\n"));
         }
