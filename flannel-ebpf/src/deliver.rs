@@ -34,6 +34,9 @@ pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<
         return Ok(DROP);
     }
     if deliver.pod.flags & POD_VIA_HOST == 0 && !deliver.permit.queue {
+        // Kernels before 6.6.91 and 6.1.139 (commit c43272299488) take nothing of the host's off a packet on this way. It
+        // has no conntrack entry: at a node's interface not yet, behind the VXLAN device not any more.
+        skb.clear_mark();
         return Ok(to_veth_peer(deliver.pod.host_index));
     }
     skb.set_fast(config);

@@ -143,6 +143,13 @@ impl Skb {
         marked
     }
 
+    /// Forgets the packet's mark, which means something on this host only.
+    #[inline(always)]
+    pub fn clear_mark(&mut self) {
+        // SAFETY: as above.
+        unsafe { (*self.raw).mark = 0 };
+    }
+
     /// Whether conntrack has assigned this very packet to a connection that attests its flow.
     #[inline(always)]
     pub fn attested_by_conntrack(&self) -> bool {

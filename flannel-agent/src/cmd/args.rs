@@ -57,6 +57,8 @@ pub enum Command {
     FastPath(FastPathOptions),
     /// Show the flows that the fast path remembers, and why one is not fast; works while the agent is away too.
     Flows(FlowsOptions),
+    /// Load and attach the BPF programs as `run` would, leave nothing behind, and show what this kernel makes of them.
+    Probe(ProbeOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
 }
@@ -285,6 +287,20 @@ pub struct FlowsOptions {
     /// Socket of the agent, which says why it does not serve a pod or a node
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
     pub status_socket: PathBuf,
+}
+
+/// Options of `probe`.
+#[derive(Debug, Args)]
+pub struct ProbeOptions {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Who is to attest flows
+    #[arg(long, value_enum, default_value = "auto")]
+    pub fast_path_attest: fastpath::Attest,
+    /// A BPF object instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub bpf_object: Option<PathBuf>,
 }
 
 /// Options of `cleanup`.

@@ -11,6 +11,7 @@ pub mod cleanup;
 pub mod fast_path;
 pub mod flows;
 pub mod go_flags;
+pub mod probe;
 pub mod run;
 pub mod status;
 
@@ -39,6 +40,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Status(options) => return status::run(&options),
         Command::FastPath(options) => return fast_path::run(&options),
         Command::Flows(options) => return flows::run(&options),
+        Command::Probe(options) => probe::run(&options),
         Command::Cleanup(options) => cleanup::run(&options),
     };
     match result {

@@ -14,10 +14,11 @@ mod hooks;
 pub mod object;
 mod pin;
 pub mod plain;
+pub mod probe;
 mod sys;
 mod table;
 mod tables;
-mod tier;
+pub mod tier;
 mod topology;
 mod xdp;
 

@@ -169,7 +169,11 @@ impl NicXdp {
     }
 }
 
-fn program(bpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
+/// The program, loaded into the kernel.
+///
+/// # Errors
+/// [`Error::Missing`] or [`Error::Program`].
+pub fn program(bpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
     let refused = |source| Error::Program {
         program: NAME,
         source: Box::new(source),

@@ -17,6 +17,8 @@ mod floods;
 mod flow;
 mod flows;
 mod headers;
+mod ipvs;
+mod kernels;
 mod legs;
 mod life;
 mod marks;
@@ -243,6 +245,10 @@ const FLOW: &[(&str, Test)] = &[
         "a_false_source_is_dropped_if_wanted",
         spoofing::a_false_source_is_dropped_if_wanted,
     ),
+    (
+        "both_directions_are_fast",
+        kernels::both_directions_are_fast,
+    ),
     ("a_stream_stays_in_order", flow::a_stream_stays_in_order),
     (
         "datagrams_turn_fast_when_assured",
@@ -303,6 +309,30 @@ const TRAFFIC: &[(&str, Test)] = &[
     ("jumbo_frames_get_through", offloads::jumbo_frames),
 ];
 
+/// Says what this machine lacks for a test, if it lacks anything.
+type Lacks = fn() -> Option<&'static str>;
+
+/// Tests of flow permission that need more of the kernel than most have built in: `cargo xtask vm` boots kernels that do.
+const SPECIAL: &[(&str, Test, Lacks)] = &[
+    (
+        "a_tagged_uplink_is_fast_and_tagged_frames_are_the_kernels",
+        kernels::tagged_uplink,
+        kernels::lacks_vlan,
+    ),
+    (
+        "sctp_is_the_kernels",
+        kernels::sctp_is_the_kernels,
+        kernels::lacks_sctp,
+    ),
+];
+
+/// Such tests of what the kernel was told to do to flows, for each way to attest them.
+const SPECIAL_RULED: &[(&str, Test, Lacks)] = &[(
+    "what_ipvs_rewrites_is_never_fast",
+    ipvs::what_it_rewrites_is_never_fast,
+    ipvs::is_lacking,
+)];
+
 /// Tests of flow permission that do not depend on who attests.
 const FLOW_LIFE: &[(&str, Test)] = &[
     (
@@ -332,6 +362,10 @@ const FLOW_LIFE: &[(&str, Test)] = &[
 
 /// Tests of flow permission that depend neither on who attests nor on the backend.
 const FLOW_ALONE: &[(&str, Test)] = &[
+    (
+        "marks_of_the_node_stay_on_it",
+        kernels::marks_of_the_node_stay_on_it,
+    ),
     (
         "one_way_datagrams_outlive_short_timeouts",
         life::one_way_datagrams_outlive_short_timeouts,
@@ -476,6 +510,14 @@ fn main() -> ExitCode {
         };
         let tests = [RULED, FLOW, MARKS, MARKED].into_iter().flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
+        let read = Setting {
+            mark: false,
+            ..setting
+        };
+        let both = SPECIAL_RULED.iter();
+        trials.extend(both.clone().map(|test| special(setting, *test)));
+        let by_reading = SPECIAL.iter().chain(both);
+        trials.extend(by_reading.map(|test| special(read, *test)));
     }
     trials.extend(
         CAUGHT
@@ -497,6 +539,19 @@ fn trial(setting: Setting, name: &str, test: Test) -> Trial {
                     Err(error) => Err(Failed::from(format!("{error:#}"))),
                 },
             },
+        },
+    )
+}
+
+/// A trial of something that not every kernel has.
+fn special(setting: Setting, (name, test, lacks): (&str, Test, Lacks)) -> Trial {
+    Trial::ignorable_test(
+        format!("{setting}::{name}"),
+        move || match support::missing(setting.path).or_else(lacks) {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => test(setting)
+                .map(|()| Completion::Completed)
+                .map_err(|error| Failed::from(format!("{error:#}"))),
         },
     )
 }

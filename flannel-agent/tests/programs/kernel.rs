@@ -12,7 +12,7 @@ use aya::{Ebpf, TestRunOptions};
 use bytemuck::{Pod, Zeroable, bytes_of};
 use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
-use flannel_agent::fastpath::{Attest, object};
+use flannel_agent::fastpath::{Attest, Egress, object, tier};
 use flannel_common::decide::Topology as _;
 use flannel_common::flow::{Flow, FlowKey};
 use flannel_common::maps::{CONFIG_SLOTS, Carried, Config, Control, LocalPod, MAX_FLOWS, Peer};
@@ -88,6 +88,8 @@ pub struct Kernel {
     pods: HashMap<MapData, Plain<Be32>, Plain<LocalPod>>,
     flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
     counters: PerCpuArray<MapData, u64>,
+    encapsulates: bool,
+    sets_origin: bool,
     netns: Netns,
 }
 
@@ -97,6 +99,8 @@ impl Kernel {
     pub fn load(bytes: &[u8]) -> Result<Self> {
         load(bytes, Attest::Auto)?;
         let mut bpf = load(bytes, Attest::Mark)?;
+        let encapsulates = tier::egress(&mut bpf, Egress::Auto) == Egress::Encap;
+        let sets_origin = sets_origin(&bpf)?;
         // Global variables are a map too, but not one of ours.
         let maps = bpf
             .maps()
@@ -114,9 +118,21 @@ impl Kernel {
             pods: map("PODS")?.try_into()?,
             flows: map("FLOWS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
+            encapsulates,
+            sets_origin,
             netns: devices()?,
             bpf,
         })
+    }
+
+    /// Whether programs can encapsulate on this kernel, by the agent's own probe.
+    pub fn encapsulates(&self) -> bool {
+        self.encapsulates
+    }
+
+    /// Whether a test run can say by which interface a packet came in: before kernel 5.15 it cannot.
+    pub fn sets_origin(&self) -> bool {
+        self.sets_origin
     }
 
     /// The names of the object's programs.
@@ -188,7 +204,9 @@ impl Kernel {
             })
             .context("BPF_PROG_TEST_RUN")?;
         frame.truncate(result.data_size_out as usize);
-        if fixture.outcome() == Outcome::Decapsulated {
+        // Older kernels keep what is in front of a frame to themselves.
+        let shows_note = frame.len() + vxlan::OVERHEAD != fixture.frame.len();
+        if fixture.outcome() == Outcome::Decapsulated && shows_note {
             let noted: Vec<u8> = frame.drain(..size_of::<Carried>()).collect();
             let noted: Carried = bytemuck::pod_read_unaligned(&noted);
             anyhow::ensure!(noted.magic == Carried::MAGIC, "{noted:?}");
@@ -218,7 +236,11 @@ impl Kernel {
         };
         let context = SkBuff {
             mark: mark | OTHER_MARK,
-            ingress_ifindex: fixture.came_from,
+            ingress_ifindex: if self.sets_origin {
+                fixture.came_from
+            } else {
+                0
+            },
             ifindex: fixture.device.index,
             gso_size: fixture.gso_size,
             gso_segs: (fixture.frame.len() as u32)
@@ -263,6 +285,29 @@ fn load(bytes: &[u8], attest: Attest) -> Result<Ebpf> {
         loaded.with_context(|| format!("loading program {name}, attestation by {attest:?}"))?;
     }
     Ok(bpf)
+}
+
+/// Asks the kernel whether a test run takes the interface that a packet came in by.
+fn sets_origin(bpf: &Ebpf) -> Result<bool> {
+    /// The loopback interface of any namespace.
+    const LOOPBACK: u32 = 1;
+    /// Any frame of a sufficient length will do.
+    const FRAME: [u8; 64] = [0; 64];
+    let name = Hook::AttestOut.name();
+    let program: &SchedClassifier = bpf
+        .program(name)
+        .with_context(|| format!("no program {name}"))?
+        .try_into()?;
+    let context = SkBuff {
+        ingress_ifindex: LOOPBACK,
+        ..SkBuff::default()
+    };
+    let options = TestRunOptions {
+        data_in: Some(&FRAME),
+        ctx_in: Some(bytes_of(&context)),
+        ..TestRunOptions::new()
+    };
+    Ok(program.test_run(options).is_ok())
 }
 
 /// The time on the clock of the programs.
