@@ -54,6 +54,8 @@ pub enum Command {
     Status(StatusOptions),
     /// Change which traffic BPF carries, now and until the agent ends; exits 0 if that is so then.
     FastPath(FastPathOptions),
+    /// Load and attach the BPF programs as `run` would, leave nothing behind, and show what this kernel makes of them.
+    Probe(ProbeOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
 }
@@ -250,6 +252,20 @@ pub struct FastPathOptions {
     /// Socket of the agent
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
     pub status_socket: PathBuf,
+}
+
+/// Options of `probe`.
+#[derive(Debug, Args)]
+pub struct ProbeOptions {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Who is to attest flows
+    #[arg(long, value_enum, default_value = "auto")]
+    pub fast_path_attest: fastpath::Attest,
+    /// A BPF object instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub bpf_object: Option<PathBuf>,
 }
 
 /// Options of `cleanup`.

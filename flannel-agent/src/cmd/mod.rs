@@ -10,6 +10,7 @@ pub mod args;
 pub mod cleanup;
 pub mod fast_path;
 pub mod go_flags;
+pub mod probe;
 pub mod run;
 pub mod status;
 
@@ -37,6 +38,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Run(options) => run::run(*options, &invocation.warnings),
         Command::Status(options) => return status::run(&options),
         Command::FastPath(options) => return fast_path::run(&options),
+        Command::Probe(options) => probe::run(&options),
         Command::Cleanup(options) => cleanup::run(&options),
     };
     match result {

@@ -209,22 +209,14 @@ impl Engine {
 
     /// Attaches a receiving hook. The first tells how this kernel attaches.
     fn attach_first(&mut self, hook: Hook, device: &Device) -> Result<(), Error> {
-        let result = self
-            .hooks
-            .attach(&mut self.bpf, hook, device.index, &device.name);
-        match result {
-            Err(error)
-                if self.options.attach == AttachBy::Auto
-                    && self.hooks.kind() == Attach::Tcx
-                    && self.hooks.list().next().is_none() =>
-            {
-                info!(%error, "no TCX links on this kernel: attaching by clsact");
-                self.hooks.use_clsact();
-                self.hooks
-                    .attach(&mut self.bpf, hook, device.index, &device.name)
-            }
-            other => other,
-        }
+        let may_change = self.options.attach == AttachBy::Auto;
+        self.hooks.attach_first(
+            &mut self.bpf,
+            hook,
+            device.index,
+            &device.name,
+            may_change,
+        )
     }
 
     /// Attaches the pods' hooks; those whose packets a hook sees become contents of the pod map. Returns the ports of

@@ -11,7 +11,7 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use flannel_common::outcome::Hook;
 use rustix::net::netdevice::index_to_name;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Error;
 use super::error::AttachCause as _;
@@ -154,6 +154,31 @@ impl Hooks {
         Ok(())
     }
 
+    /// As [`attach`](Self::attach). While nothing is attached and the kind `may_change`, this tells how the kernel
+    /// attaches.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_first(
+        &mut self,
+        bpf: &mut Ebpf,
+        hook: Hook,
+        ifindex: u32,
+        device: &str,
+        may_change: bool,
+    ) -> Result<(), Error> {
+        match self.attach(bpf, hook, ifindex, device) {
+            Err(error)
+                if may_change && self.attach == Attach::Tcx && self.list().next().is_none() =>
+            {
+                info!(%error, "no TCX links on this kernel: attaching by clsact");
+                self.attach = Attach::Clsact;
+                self.attach(bpf, hook, ifindex, device)
+            }
+            other => other,
+        }
+    }
+
     /// Whether a program of somebody else would run behind the hook, and so only on what the hook leaves.
     fn is_overtaken(&self, hook: Hook, ifindex: u32) -> bool {
         side(hook.name()) == TcAttachType::Ingress
@@ -262,12 +287,6 @@ impl Hooks {
             }
         }
         result
-    }
-
-    /// Attaches by clsact from now on; only while nothing is attached.
-    pub fn use_clsact(&mut self) {
-        debug_assert!(self.list().next().is_none());
-        self.attach = Attach::Clsact;
     }
 
     fn pin_name(&self, program: &str) -> String {

@@ -12,6 +12,7 @@ mod hooks;
 pub mod object;
 mod pin;
 pub mod plain;
+pub mod probe;
 mod sys;
 mod table;
 mod tables;

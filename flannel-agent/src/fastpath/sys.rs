@@ -8,6 +8,7 @@ use std::path::Path;
 
 use aya::programs::TcAttachType;
 use bytemuck::Pod;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// `BPF_OBJ_GET` of include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -127,6 +128,15 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Gives the calling thread a network namespace of its own, which goes when the thread and what it opened are gone.
+///
+/// # Errors
+/// What the kernel says.
+pub fn enter_new_network() -> io::Result<()> {
+    // SAFETY: only the network namespace is left; the table of file descriptors stays shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
 /// The ids of the programs that TCX runs on an interface, in their order; none where the kernel has no TCX.
