@@ -30,6 +30,9 @@ pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<
         return Ok(DROP);
     }
     if deliver.pod.flags & POD_VIA_HOST == 0 && !deliver.permit.queue {
+        // A mark of this node's rules, as a veth takes it off: the helper does so from 6.15 on, and in some older kernels'
+        // late updates (commit c43272299488).
+        skb.clear_mark();
         return Ok(to_veth_peer(deliver.pod.host_index));
     }
     skb.set_tag(Tag::Fast);

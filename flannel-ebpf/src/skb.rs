@@ -108,6 +108,13 @@ impl Skb {
         marked
     }
 
+    /// Takes the mark off.
+    #[inline(always)]
+    pub fn clear_mark(&mut self) {
+        // SAFETY: as above.
+        unsafe { (*self.raw).mark = 0 };
+    }
+
     /// Whether conntrack has assigned this very packet to a connection that attests its flow.
     #[inline(always)]
     pub fn attested_by_conntrack(&self) -> bool {

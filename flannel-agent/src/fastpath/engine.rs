@@ -210,13 +210,8 @@ impl Engine {
     /// Attaches a receiving hook. The first tells how this kernel attaches.
     fn attach_first(&mut self, hook: Hook, device: &Device) -> Result<(), Error> {
         let may_change = self.options.attach == AttachBy::Auto;
-        self.hooks.attach_first(
-            &mut self.bpf,
-            hook,
-            device.index,
-            &device.name,
-            may_change,
-        )
+        self.hooks
+            .attach_first(&mut self.bpf, hook, device.index, &device.name, may_change)
     }
 
     /// Attaches the pods' hooks; those whose packets a hook sees become contents of the pod map. Returns the ports of

@@ -16,7 +16,7 @@ pub mod probe;
 mod sys;
 mod table;
 mod tables;
-mod tier;
+pub mod tier;
 mod topology;
 
 use std::path::{Path, PathBuf};

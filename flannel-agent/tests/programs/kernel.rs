@@ -8,10 +8,10 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, TestRunOptions};
-use bytemuck::{Pod, Zeroable, bytes_of};
+use bytemuck::{Pod, Zeroable, bytes_of, bytes_of_mut};
 use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
-use flannel_agent::fastpath::{Attest, object};
+use flannel_agent::fastpath::{Attest, Egress, object, tier};
 use flannel_common::decide::Topology as _;
 use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
 use flannel_common::outcome::SLOTS;
@@ -29,7 +29,9 @@ pub const TC_ACT_REDIRECT: i32 = 7;
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 struct SkBuff {
-    before_ifindex: [u32; 10],
+    before_mark: [u32; 2],
+    mark: u32,
+    before_ifindex: [u32; 7],
     ifindex: u32,
     before_gso_segs: [u32; 30],
     gso_segs: u32,
@@ -44,12 +46,17 @@ const _: () = assert!(
         && std::mem::offset_of!(SkBuff, gso_size) == 176
 );
 
+/// The mark that packets come with: a rule of the node has set it. No bit of it is the agent's.
+pub const MARK: u32 = 0x0a00_0010;
+
 /// What a program made of a packet.
 pub struct Ran {
     /// What it returned.
     pub verdict: i32,
     /// The packet afterwards.
     pub frame: Vec<u8>,
+    /// Its mark afterwards.
+    pub mark: u32,
     /// Mean time of one run.
     pub duration: Duration,
 }
@@ -65,6 +72,7 @@ pub struct Kernel {
     subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
     pods: HashMap<MapData, Plain<Be32>, Plain<LocalPod>>,
     counters: PerCpuArray<MapData, u64>,
+    encapsulates: bool,
     netns: Netns,
 }
 
@@ -81,6 +89,7 @@ impl Kernel {
                 .load()
                 .with_context(|| format!("loading program {name}"))?;
         }
+        let encapsulates = tier::egress(&mut bpf, Egress::Auto) == Egress::Encap;
         // Global variables are a map too, but not one of ours.
         let maps = bpf
             .maps()
@@ -97,9 +106,15 @@ impl Kernel {
             subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
             pods: map("PODS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
+            encapsulates,
             netns: devices()?,
             bpf,
         })
+    }
+
+    /// Whether programs can encapsulate on this kernel, by the agent's own probe.
+    pub fn encapsulates(&self) -> bool {
+        self.encapsulates
     }
 
     /// The names of the object's programs.
@@ -159,6 +174,7 @@ impl Kernel {
             .try_into()?;
         let context = SkBuff {
             ifindex: fixture.device.index,
+            mark: MARK,
             gso_size: fixture.gso_size,
             gso_segs: (fixture.frame.len() as u32)
                 .checked_div(fixture.gso_size)
@@ -166,6 +182,7 @@ impl Kernel {
             ..SkBuff::default()
         };
         let mut frame = vec![0; fixture.frame.len() + vxlan::OVERHEAD];
+        let mut after = SkBuff::default();
         let result = self
             .netns
             .run(|| {
@@ -173,6 +190,7 @@ impl Kernel {
                     data_in: Some(&fixture.frame),
                     data_out: Some(&mut frame),
                     ctx_in: Some(bytes_of(&context)),
+                    ctx_out: Some(bytes_of_mut(&mut after)),
                     repeat,
                     ..TestRunOptions::new()
                 })
@@ -182,6 +200,7 @@ impl Kernel {
         Ok(Ran {
             verdict: result.return_value as i32,
             frame,
+            mark: after.mark,
             duration: result.duration,
         })
     }
