@@ -10,6 +10,8 @@ mod config;
 mod declined;
 mod fallback;
 mod flow;
+mod ipvs;
+mod kernels;
 mod matrix;
 mod meter;
 mod mixed;
@@ -173,6 +175,10 @@ const FLOW: &[(&str, Test)] = &[
         "a_false_source_is_dropped_if_wanted",
         spoofing::a_false_source_is_dropped_if_wanted,
     ),
+    (
+        "both_directions_are_fast",
+        kernels::both_directions_are_fast,
+    ),
     ("a_stream_stays_in_order", flow::a_stream_stays_in_order),
     (
         "datagrams_turn_fast_when_assured",
@@ -184,6 +190,30 @@ const FLOW: &[(&str, Test)] = &[
         flow::connections_close_properly,
     ),
 ];
+
+/// Says what this machine lacks for a test, if it lacks anything.
+type Lacks = fn() -> Option<&'static str>;
+
+/// Tests of flow permission that need more of the kernel than most have built in: `cargo xtask vm` boots kernels that do.
+const SPECIAL: &[(&str, Test, Lacks)] = &[
+    (
+        "a_tagged_uplink_is_fast_and_tagged_frames_are_the_kernels",
+        kernels::tagged_uplink,
+        kernels::lacks_vlan,
+    ),
+    (
+        "sctp_is_the_kernels",
+        kernels::sctp_is_the_kernels,
+        kernels::lacks_sctp,
+    ),
+];
+
+/// Such tests of what the kernel was told to do to flows, for each way to attest them.
+const SPECIAL_RULED: &[(&str, Test, Lacks)] = &[(
+    "what_ipvs_rewrites_is_never_fast",
+    ipvs::what_it_rewrites_is_never_fast,
+    ipvs::is_lacking,
+)];
 
 /// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
 const CAUGHT: &[(&str, Test, &str)] = &[
@@ -248,6 +278,14 @@ fn main() -> ExitCode {
         };
         let tests = RULED.iter().chain(FLOW);
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
+        let read = Setting {
+            mark: false,
+            ..setting
+        };
+        let both = SPECIAL_RULED.iter();
+        trials.extend(both.clone().map(|test| special(setting, *test)));
+        let by_reading = SPECIAL.iter().chain(both);
+        trials.extend(by_reading.map(|test| special(read, *test)));
     }
     trials.extend(
         CAUGHT
@@ -261,6 +299,19 @@ fn trial(setting: Setting, name: &str, test: Test) -> Trial {
     Trial::ignorable_test(
         format!("{setting}::{name}"),
         move || match support::missing(setting.path) {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => test(setting)
+                .map(|()| Completion::Completed)
+                .map_err(|error| Failed::from(format!("{error:#}"))),
+        },
+    )
+}
+
+/// A trial of something that not every kernel has.
+fn special(setting: Setting, (name, test, lacks): (&str, Test, Lacks)) -> Trial {
+    Trial::ignorable_test(
+        format!("{setting}::{name}"),
+        move || match support::missing(setting.path).or_else(lacks) {
             Some(reason) => Ok(Completion::ignored_with(reason)),
             None => test(setting)
                 .map(|()| Completion::Completed)

@@ -16,19 +16,19 @@ use lab::{
 use crate::support::{Outcome, Path, Setting, shell, with_cluster};
 
 /// The cluster address of the service under test; no filler has it.
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 200, 1);
+pub(crate) const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 200, 1);
 /// Its port.
-const SERVICE_PORT: u16 = 80;
+pub(crate) const SERVICE_PORT: u16 = 80;
 /// Services beside it.
 const FILLERS: usize = 20;
 /// Round trips of one check: for longer than the agent takes to hear of new pods.
 const TRIPS: usize = 20_000;
 /// How long a request may take.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// How long an answer may take that is not lost.
-const ANSWER: Duration = Duration::from_millis(300);
+pub(crate) const ANSWER: Duration = Duration::from_millis(300);
 /// After so long conntrack calls an answered UDP flow assured.
-const ASSURED: Duration = Duration::from_millis(2500);
+pub(crate) const ASSURED: Duration = Duration::from_millis(2500);
 /// How long a flow may stay fast after the kernel has been told to drop it: revalidation and grace at their defaults,
 /// and some time to notice.
 const REVOKED: Duration = Duration::from_millis(2500 + 300);
@@ -37,20 +37,20 @@ const REVOKED: Duration = Duration::from_millis(2500 + 300);
 const SETTLED: Duration = Duration::from_millis(500);
 
 /// A client on one node, a server on another.
-struct Pair<'a> {
-    client_node: &'a Node,
-    server_node: &'a Node,
-    client: Pod,
-    server: Pod,
-    echo: EchoServer,
+pub(crate) struct Pair<'a> {
+    pub(crate) client_node: &'a Node,
+    pub(crate) server_node: &'a Node,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) echo: EchoServer,
 }
 
 impl Pair<'_> {
-    fn direct(&self) -> SocketAddr {
+    pub(crate) fn direct(&self) -> SocketAddr {
         SocketAddr::new(self.server.address().into(), self.echo.port())
     }
 
-    fn service(&self) -> SocketAddr {
+    pub(crate) fn service(&self) -> SocketAddr {
         SocketAddr::new(SERVICE.into(), SERVICE_PORT)
     }
 
@@ -74,7 +74,7 @@ impl Pair<'_> {
         Ok(())
     }
 
-    fn counters(&self) -> anyhow::Result<[Counters; 2]> {
+    pub(crate) fn counters(&self) -> anyhow::Result<[Counters; 2]> {
         Ok([counters(self.client_node)?, counters(self.server_node)?])
     }
 }
@@ -84,7 +84,7 @@ fn counters(node: &Node) -> anyhow::Result<Counters> {
     Ok(agent.status()?.fast_path.counters)
 }
 
-fn with_pair(setting: Setting, test: impl FnOnce(&Pair<'_>) -> Outcome) -> Outcome {
+pub(crate) fn with_pair(setting: Setting, test: impl FnOnce(&Pair<'_>) -> Outcome) -> Outcome {
     with_cluster(setting.pair(), |cluster| {
         let [client_node, server_node] = cluster.nodes() else {
             bail!("two nodes were asked for");
@@ -102,15 +102,20 @@ fn with_pair(setting: Setting, test: impl FnOnce(&Pair<'_>) -> Outcome) -> Outco
 }
 
 /// Which of a flow's four legs are fast: out and in at the client's node, out and in at the server's.
-type Legs = [bool; 4];
+pub(crate) type Legs = [bool; 4];
 
 /// A flow between pods that nobody touches.
-const DIRECT: Legs = [true, true, true, true];
+pub(crate) const DIRECT: Legs = [true, true, true, true];
 /// A flow to a service: translated at the client's node, plain at the server's.
-const CLUSTER_IP: Legs = [false, false, true, true];
+pub(crate) const CLUSTER_IP: Legs = [false, false, true, true];
 
 /// Asserts which legs carried packets since `before`.
-fn assert_legs(pair: &Pair<'_>, path: Path, before: &[Counters; 2], expected: Legs) -> Outcome {
+pub(crate) fn assert_legs(
+    pair: &Pair<'_>,
+    path: Path,
+    before: &[Counters; 2],
+    expected: Legs,
+) -> Outcome {
     let now = pair.counters()?;
     let counted = [now[0].since(&before[0]), now[1].since(&before[1])];
     let legs = [
@@ -218,7 +223,7 @@ fn take_turns(pair: &Pair<'_>, to_service: [bool; 4], between: impl Fn() -> Outc
 }
 
 /// Asks `target` and wants the answer from there.
-fn answered(socket: &UdpSocket, target: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn answered(socket: &UdpSocket, target: SocketAddr) -> anyhow::Result<()> {
     let mut answer = [0; 64];
     socket.send_to(b"question", target)?;
     let (length, from) = socket.recv_from(&mut answer).context("no answer")?;

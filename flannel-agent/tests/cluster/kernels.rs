@@ -1,0 +1,238 @@
+//! What differs from kernel to kernel: a short proof that packets are fast, for every kernel that is tried, and traffic
+//! that only some kernels know.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path as FilePath;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use lab::traffic::icmp::Pinger;
+use lab::traffic::rtt::{Transport, round_trips};
+use lab::traffic::tcp::{self, TcpPlan};
+use lab::{Node, Pod, process, underlay};
+use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket, sockopt};
+
+use crate::permission::{LIMIT, Pair, with_pair};
+use crate::support::{Outcome, Setting, wait_pods_served, with_cluster};
+
+/// Requests of one look at the counters.
+const TRIPS: u64 = 300;
+/// How many of them may miss the fast path at each hook: handshake and end.
+const FEW: u64 = 10;
+/// How long a flow may take to be fast: the agent may still be hearing of the pods' arrival, and emulated processors are
+/// slow.
+const SETTLED: Duration = Duration::from_secs(20);
+/// How many bytes one stream sends.
+const STREAM: u64 = 2_000_000;
+
+/// Ping and a stream arrive, and nearly all packets of a connection are fast at all four hooks on their way.
+pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
+    with_pair(setting, |pair| {
+        ping(&pair.client, &[pair.server.address()])?;
+        all_legs_are_fast(pair)?;
+        for (from, to) in [(&pair.client, &pair.server), (&pair.server, &pair.client)] {
+            let before = pair.counters()?;
+            let plan = TcpPlan {
+                bytes: STREAM,
+                rate: None,
+            };
+            let report = tcp::run(from, to, plan)?;
+            ensure!(
+                report.is_intact() && report.received == STREAM,
+                "{report:?}"
+            );
+            for (now, before) in pair.counters()?.iter().zip(&before) {
+                let counted = now.since(before);
+                ensure!(
+                    counted.fast_egress > 0 && counted.fast_ingress > 0,
+                    "a stream that was not fast: {counted:?}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Sends requests until nearly all of them, and of their answers, are fast.
+fn all_legs_are_fast(pair: &Pair<'_>) -> Outcome {
+    let start = Instant::now();
+    loop {
+        let before = pair.counters()?;
+        round_trips(
+            &pair.client,
+            pair.direct(),
+            Transport::Tcp,
+            TRIPS as usize,
+            64,
+            LIMIT,
+        )?;
+        let now = pair.counters()?;
+        let counted = [now[0].since(&before[0]), now[1].since(&before[1])];
+        if counted
+            .iter()
+            .all(|counted| counted.fast_egress.min(counted.fast_ingress) >= TRIPS - FEW)
+        {
+            return Ok(());
+        }
+        ensure!(
+            start.elapsed() < SETTLED,
+            "of {TRIPS} requests not all were fast: {counted:?}"
+        );
+    }
+}
+
+fn ping(from: &Pod, targets: &[Ipv4Addr]) -> Outcome {
+    let times = Pinger::new(from.netns())?.round(targets, LIMIT)?;
+    ensure!(times.iter().all(Option::is_some), "{targets:?}: {times:?}");
+    Ok(())
+}
+
+/// The VLAN of the nodes, and one within it.
+const TAG: u16 = 100;
+const INNER_TAG: u16 = 200;
+
+/// There once the kernel has VLANs.
+const VLANS: &str = "/proc/net/vlan";
+
+/// What is missing for VLANs.
+pub(crate) fn lacks_vlan() -> Option<&'static str> {
+    is_absent(VLANS, "8021q").then_some("the kernel has no VLANs (CONFIG_VLAN_8021Q)")
+}
+
+/// Whether something of the kernel is not there, even as a module.
+pub(crate) fn is_absent(path: &str, module: &str) -> bool {
+    let path = FilePath::new(path);
+    if !path.exists() {
+        // A module on most distributions. If it is not there either, the path still does not exist.
+        process::run(None, "modprobe", &[module]).ok();
+    }
+    !path.exists()
+}
+
+/// Nodes that reach each other by a tagged interface are fast; frames with a further tag, which pass that interface too,
+/// are left to the kernel, which delivers them.
+pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
+    with_pair(setting, |pair| {
+        let nodes = [pair.client_node, pair.server_node];
+        for node in nodes {
+            node.agent().stop()?;
+            let outer = add_tagged(node, "eth0", TAG)?;
+            add_tagged(node, &outer, INNER_TAG)?;
+            node.agent().configure(|config| config.interface = outer);
+            node.agent().start()?;
+        }
+        for (node, other) in nodes.into_iter().zip(nodes.into_iter().rev()) {
+            let address = tagged_address(other, TAG).to_string();
+            node.agent()
+                .wait_status("the peer's tagged address", |status| {
+                    status.ready && status.peers.iter().any(|peer| peer.public_ip == address)
+                })?;
+            wait_pods_served(node)?;
+        }
+        all_legs_are_fast(pair)?;
+
+        let before = pair.counters()?;
+        let inner = tagged_address(pair.server_node, INNER_TAG);
+        let times = Pinger::new(pair.client_node.netns())?.round(&[inner], LIMIT)?;
+        ensure!(times.iter().all(Option::is_some), "{inner}: {times:?}");
+        for (now, before) in pair.counters()?.iter().zip(&before) {
+            let counted = now.since(before);
+            let tagged = counted.declined.get("nic_ingress/vlan").copied();
+            ensure!(tagged.unwrap_or_default() > 0, "{counted:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Adds an interface for a VLAN upon another, with an address that tells node and VLAN; returns its name.
+fn add_tagged(node: &Node, upon: &str, tag: u16) -> anyhow::Result<String> {
+    let name = format!("{upon}.{tag}");
+    let address = tagged_address(node, tag);
+    underlay::ip_batch(
+        node.netns(),
+        &format!(
+            "link add link {upon} name {name} type vlan id {tag}\n\
+             address add {address}/24 dev {name}\n\
+             link set {name} up\n"
+        ),
+    )?;
+    Ok(name)
+}
+
+fn tagged_address(node: &Node, tag: u16) -> Ipv4Addr {
+    Ipv4Addr::new(172, 30, tag as u8, node.number())
+}
+
+/// Whether the kernel has no SCTP.
+pub(crate) fn lacks_sctp() -> Option<&'static str> {
+    sctp_socket()
+        .is_err()
+        .then_some("the kernel has no SCTP (CONFIG_IP_SCTP)")
+}
+
+fn sctp_socket() -> rustix::io::Result<OwnedFd> {
+    socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP))
+}
+
+/// SCTP between pods arrives, by the kernel alone.
+pub(crate) fn sctp_is_the_kernels(setting: Setting) -> Outcome {
+    const PORT: u16 = 5001;
+    with_cluster(setting.pair(), |cluster| {
+        let [from, to] = cluster.nodes() else {
+            unreachable!("two nodes were asked for")
+        };
+        let (client, server) = (from.pods().remove(0), to.pods().remove(0));
+        let counters = || -> anyhow::Result<_> {
+            Ok([from.agent().status()?, to.agent().status()?]
+                .map(|status| status.fast_path.counters))
+        };
+        let before = counters()?;
+        let target = SocketAddrV4::new(server.address(), PORT);
+        let listener = server.netns().run(|| -> rustix::io::Result<_> {
+            let socket = sctp_socket()?;
+            bind(&socket, &target)?;
+            listen(&socket, 1)?;
+            // Sockets of either protocol are read, written and accepted by the same calls.
+            Ok(TcpListener::from(socket))
+        })??;
+        let echo = thread::spawn(move || -> std::io::Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(LIMIT))?;
+            let mut request = [0; 1000];
+            stream.read_exact(&mut request)?;
+            stream.write_all(&request)
+        });
+        let mut stream = client
+            .netns()
+            .run(|| -> rustix::io::Result<_> {
+                let socket = sctp_socket()?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(LIMIT))?;
+                connect(&socket, &SocketAddr::from(target))?;
+                Ok(TcpStream::from(socket))
+            })?
+            .context("association")?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let sent: Vec<u8> = (0..1000).map(|number| number as u8).collect();
+        stream.write_all(&sent)?;
+        let mut answer = vec![0; sent.len()];
+        stream.read_exact(&mut answer).context("the echo")?;
+        ensure!(answer == sent, "the echo is not what was sent");
+        echo.join().expect("the echo does not panic")?;
+        let now = counters()?;
+        for (end, (now, before)) in now.iter().zip(&before).enumerate() {
+            let counted = now.since(before);
+            let named = |name| counted.declined.get(name).copied().unwrap_or_default();
+            // INIT, COOKIE ECHO, DATA and their answers.
+            ensure!(
+                named("pod_egress/protocol") >= 3
+                    && counted.fast_egress == 0
+                    && counted.fast_ingress == 0,
+                "node {end}: {counted:?}"
+            );
+        }
+        Ok(())
+    })
+}
