@@ -15,7 +15,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -168,29 +168,45 @@ fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
 
 /// Runs a command and hands over its standard output line by line as it comes. Standard error is xtask's own. After
 /// `limit` the command is killed with all that it started.
-pub fn lines(
+pub fn lines(command: &mut Command, limit: Duration, line: impl FnMut(&str)) -> Result<ExitStatus> {
+    lines_within(command, limit, limit, line)
+}
+
+/// As [`lines`], and the first line has to come within `first`.
+pub fn lines_within(
     command: &mut Command,
+    first: Duration,
     limit: Duration,
     mut line: impl FnMut(&str),
 ) -> Result<ExitStatus> {
     let mut running = Running::spawn(command.stdout(Stdio::piped()))?;
     let pid = running.pid;
-    let (ended, watch) = mpsc::channel::<()>();
+    let (spoken, watch) = mpsc::channel::<()>();
+    let start = Instant::now();
     thread::spawn(move || {
-        if watch.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) && is_listed(pid) {
+        let mut late = watch.recv_timeout(first);
+        if late.is_ok() {
+            late = watch.recv_timeout(limit.saturating_sub(start.elapsed()));
+        }
+        if late == Err(RecvTimeoutError::Timeout) && is_listed(pid) {
             let _ = kill_process_group(pid, Signal::KILL);
         }
     });
+    let mut first = Some(spoken.clone());
     if let Some(stdout) = running.child.stdout.take() {
         let mut reader = BufReader::new(stdout);
         let mut buffer = Vec::new();
         while reader.read_until(b'\n', &mut buffer).unwrap_or(0) > 0 {
+            if let Some(first) = first.take() {
+                // Nobody listens any more if the command was too late.
+                let _ = first.send(());
+            }
             line(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
             buffer.clear();
         }
     }
     let status = running.wait();
-    drop(ended);
+    drop((first, spoken));
     status
 }
 
@@ -230,4 +246,37 @@ pub fn show(command: &Command) -> String {
         .map(|word| word.to_string_lossy().into_owned())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_command_has_its_time_from_the_first_line_on() {
+        let mut seen = Vec::new();
+        let script = "echo one; sleep 0.3; echo two";
+        let status = lines(&mut shell(script), LONG, |line| seen.push(line.to_owned())).unwrap();
+        assert!(status.success(), "{status}");
+        assert_eq!(seen, ["one", "two"]);
+    }
+
+    #[test]
+    fn a_command_that_says_nothing_is_killed() {
+        let start = Instant::now();
+        let soon = Duration::from_millis(100);
+        let status = lines_within(&mut shell("sleep 60"), soon, LONG, |_| ()).unwrap();
+        assert!(!status.success() && start.elapsed() < LONG, "{status}");
+        let status =
+            lines_within(&mut shell("echo one; sleep 60"), soon, 3 * soon, |_| ()).unwrap();
+        assert!(!status.success() && start.elapsed() < LONG, "{status}");
+    }
 }

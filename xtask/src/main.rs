@@ -9,6 +9,7 @@ mod command;
 mod demo;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 use std::{env, os::unix::process::CommandExt, path::Path, process::ExitCode};
@@ -47,6 +48,8 @@ enum Task {
     Run(demo::Options),
     /// Run the tests: all of them, or the named suites.
     Test(test::Options),
+    /// Boot other kernels in virtual machines and run the tests of what differs between them.
+    Vm(vm::Options),
     /// Measure what forwarding costs, by the kernel and by the fast path.
     Bench(bench::Options),
 }
@@ -75,6 +78,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Task::Run(options) if options.clean => return demo::clean(),
         Task::Run(options) => return run_demo(options),
         Task::Test(options) => return test::run(&Workspace::find()?, options),
+        Task::Vm(options) => return vm::run(&Workspace::find()?, options),
         Task::Bench(options) => return bench::run(&Workspace::find()?, options),
     }
     Ok(ExitCode::SUCCESS)

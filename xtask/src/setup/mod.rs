@@ -115,11 +115,15 @@ pub fn ensure(workspace: &Workspace, scope: Scope) -> Result<BpfTools> {
     })
 }
 
+/// Installs what other kernels are booted with.
+pub fn ensure_vm() -> Result<()> {
+    install_tools(&Distro::detect(), Scope::Vm)
+}
+
 fn install_tools(distro: &Distro, scope: Scope) -> Result<()> {
-    let wanted = |tool: &&Tool| scope == Scope::Lab || tool.scope == Scope::Build;
     let missing: Vec<&Tool> = TOOLS
         .iter()
-        .filter(wanted)
+        .filter(|tool| scope.includes(tool.scope))
         .filter(|tool| tool.is_missing())
         .collect();
     let lacks_etcd = !Path::new(ETCD_UNIT).exists();

@@ -20,6 +20,15 @@ pub enum Scope {
     Build,
     /// To run the demo, the tests and the benchmark.
     Lab,
+    /// To boot other kernels.
+    Vm,
+}
+
+impl Scope {
+    /// Whether a tool of that scope is needed for this one: each needs what the ones before it do.
+    pub fn includes(self, tool: Self) -> bool {
+        self as u8 >= tool as u8
+    }
 }
 
 /// How something is recognised.
@@ -88,7 +97,10 @@ impl Tool {
             ),
             (Some(path), None) => (State::Present, path.display().to_string(), "found".into()),
             (None, _) => (
-                State::Missing,
+                match self.scope {
+                    Scope::Build | Scope::Lab => State::Missing,
+                    Scope::Vm => State::Degraded,
+                },
                 "-".into(),
                 distro.package_source(&self.package),
             ),
@@ -105,7 +117,7 @@ impl Tool {
 }
 
 /// All that is needed, in the order of the table.
-pub const TOOLS: [Tool; 17] = [
+pub const TOOLS: [Tool; 22] = [
     Tool {
         item: "C compiler",
         probe: Probe::Programs(&["cc"]),
@@ -274,5 +286,50 @@ pub const TOOLS: [Tool; 17] = [
         package: Package::everywhere("kmod"),
         scope: Scope::Lab,
         purpose: "load kernel modules (vxlan, nf_conntrack, sch_ingress) on demand",
+    },
+    Tool {
+        item: "QEMU",
+        probe: Probe::Programs(&["qemu-system-x86_64"]),
+        package: Package {
+            debian: "qemu-system-x86",
+            fedora: "qemu-system-x86-core",
+            arch: "qemu-system-x86",
+            suse: "qemu-x86",
+        },
+        scope: Scope::Vm,
+        purpose: "boot other kernels",
+    },
+    Tool {
+        item: "busybox",
+        probe: Probe::Programs(&["busybox"]),
+        package: Package {
+            debian: "busybox-static",
+            fedora: "busybox",
+            arch: "busybox",
+            suse: "busybox-static",
+        },
+        scope: Scope::Vm,
+        purpose: "mount the root file system of a machine with another kernel",
+    },
+    Tool {
+        item: "depmod",
+        probe: Probe::Programs(&["depmod"]),
+        package: Package::everywhere("kmod"),
+        scope: Scope::Vm,
+        purpose: "index the modules of other kernels",
+    },
+    Tool {
+        item: "apt-get, apt-cache, dpkg-deb",
+        probe: Probe::Programs(&["apt-get", "apt-cache", "dpkg-deb"]),
+        package: Package::debian("apt"),
+        scope: Scope::Vm,
+        purpose: "fetch and unpack Debian's kernels",
+    },
+    Tool {
+        item: "ipvsadm",
+        probe: Probe::Programs(&["ipvsadm"]),
+        package: Package::everywhere("ipvsadm"),
+        scope: Scope::Vm,
+        purpose: "test services that IPVS balances, on kernels that have it",
     },
 ];

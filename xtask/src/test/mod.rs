@@ -5,7 +5,7 @@
 
 mod checks;
 mod runner;
-mod tally;
+pub mod tally;
 
 use std::{
     fmt,
@@ -20,6 +20,7 @@ use self::{runner::Runners, tally::Tally};
 use crate::{
     build,
     setup::{self, Scope},
+    vm,
     workspace::Workspace,
 };
 
@@ -38,6 +39,9 @@ pub struct Options {
     /// Only clusters of network namespaces.
     #[arg(long)]
     cluster: bool,
+    /// Only an old and a new kernel in virtual machines; `cargo xtask vm` boots others.
+    #[arg(long)]
+    vm: bool,
     /// Test what is shipped, optimised; slower to build.
     #[arg(long)]
     release: bool,
@@ -56,6 +60,7 @@ impl Options {
             (self.unit, Suite::Unit),
             (self.bpf, Suite::Bpf),
             (self.cluster, Suite::Cluster),
+            (self.vm, Suite::Vm),
         ];
         let any = chosen.iter().any(|(chosen, _)| *chosen);
         chosen
@@ -77,6 +82,8 @@ pub enum Suite {
     Bpf,
     /// Clusters of network namespaces.
     Cluster,
+    /// Other kernels in virtual machines.
+    Vm,
 }
 
 impl Suite {
@@ -93,6 +100,7 @@ impl fmt::Display for Suite {
             Self::Unit => "unit",
             Self::Bpf => "bpf",
             Self::Cluster => "cluster",
+            Self::Vm => "vm",
         })
     }
 }
@@ -126,6 +134,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         let start = Instant::now();
         let tally = match suite {
             Suite::Build => checks::run(workspace, &runners, options)?,
+            // All of it or nothing: its tests have their names from the kernels.
+            Suite::Vm if options.filter.is_some() => Tally::default(),
+            Suite::Vm => vm::suite(workspace, &runners.machine_programs()?)?,
             _ => runners.run(suite, options)?,
         };
         reports.push(Report {

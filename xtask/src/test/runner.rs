@@ -17,6 +17,7 @@ use crate::{
     build::{self, AGENT_VARIABLE, BROKEN_VARIABLE, OBJECT_VARIABLE, Program},
     command,
     setup::distro::{as_root, is_root},
+    vm,
     workspace::Workspace,
 };
 
@@ -69,6 +70,11 @@ impl<'a> Runners<'a> {
     /// The agent.
     pub fn agent(&self) -> Result<PathBuf> {
         build::find_agent(&self.programs)
+    }
+
+    /// What virtual machines run.
+    pub fn machine_programs(&self) -> Result<vm::Programs> {
+        vm::Programs::of(&self.programs, self.object)
     }
 
     /// Runs a suite.
