@@ -15,6 +15,11 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// Names a number that limits are multiplied by, for machines that are slow for a reason: an emulated processor.
 pub const PATIENCE: &str = "FLANNEL_LAB_PATIENCE";
 
+/// A limit as it is on this machine.
+pub fn patient(limit: Duration) -> Duration {
+    limit * patience()
+}
+
 /// The number; one on any machine that nobody calls slow.
 fn patience() -> u32 {
     static NUMBER: OnceLock<u32> = OnceLock::new();
@@ -36,7 +41,7 @@ pub fn until<T>(
     limit: Duration,
     mut probe: impl FnMut() -> Result<Result<T, String>>,
 ) -> Result<T> {
-    let (interval, limit) = (INTERVAL * patience(), limit * patience());
+    let (interval, limit) = (patient(INTERVAL), patient(limit));
     let start = Instant::now();
     loop {
         match probe()? {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use lab::process;
 use lab::traffic::rtt::{Transport, round_trips};
+use lab::wait::patient;
 
 use crate::kernels::is_absent;
 use crate::permission::{
@@ -89,14 +90,14 @@ fn use_service(pair: &Pair<'_>) -> anyhow::Result<[lab::status::Counters; 2]> {
         Transport::Tcp,
         TRIPS,
         size,
-        LIMIT,
+        patient(LIMIT),
     )
     .context("TCP")?;
     let socket = pair
         .client
         .netns()
         .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    socket.set_read_timeout(Some(ANSWER))?;
+    socket.set_read_timeout(Some(patient(ANSWER)))?;
     let start = Instant::now();
     let mut answers = 0;
     while start.elapsed() < 2 * ASSURED {

@@ -12,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use lab::traffic::icmp::Pinger;
 use lab::traffic::rtt::{Transport, round_trips};
 use lab::traffic::tcp::{self, TcpPlan};
+use lab::wait::patient;
 use lab::{Node, Pod, process, underlay};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket, sockopt};
 
@@ -67,7 +68,7 @@ fn all_legs_are_fast(pair: &Pair<'_>) -> Outcome {
             Transport::Tcp,
             TRIPS as usize,
             64,
-            LIMIT,
+            patient(LIMIT),
         )?;
         let now = pair.counters()?;
         let counted = [now[0].since(&before[0]), now[1].since(&before[1])];
@@ -78,14 +79,14 @@ fn all_legs_are_fast(pair: &Pair<'_>) -> Outcome {
             return Ok(());
         }
         ensure!(
-            start.elapsed() < SETTLED,
+            start.elapsed() < patient(SETTLED),
             "of {TRIPS} requests not all were fast: {counted:?}"
         );
     }
 }
 
 fn ping(from: &Pod, targets: &[Ipv4Addr]) -> Outcome {
-    let times = Pinger::new(from.netns())?.round(targets, LIMIT)?;
+    let times = Pinger::new(from.netns())?.round(targets, patient(LIMIT))?;
     ensure!(times.iter().all(Option::is_some), "{targets:?}: {times:?}");
     Ok(())
 }
@@ -136,7 +137,7 @@ pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
 
         let before = pair.counters()?;
         let inner = tagged_address(pair.server_node, INNER_TAG);
-        let times = Pinger::new(pair.client_node.netns())?.round(&[inner], LIMIT)?;
+        let times = Pinger::new(pair.client_node.netns())?.round(&[inner], patient(LIMIT))?;
         ensure!(times.iter().all(Option::is_some), "{inner}: {times:?}");
         for (now, before) in pair.counters()?.iter().zip(&before) {
             let counted = now.since(before);
@@ -200,7 +201,7 @@ pub(crate) fn sctp_is_the_kernels(setting: Setting) -> Outcome {
         })??;
         let echo = thread::spawn(move || -> std::io::Result<()> {
             let (mut stream, _) = listener.accept()?;
-            stream.set_read_timeout(Some(LIMIT))?;
+            stream.set_read_timeout(Some(patient(LIMIT)))?;
             let mut request = [0; 1000];
             stream.read_exact(&mut request)?;
             stream.write_all(&request)
@@ -209,12 +210,12 @@ pub(crate) fn sctp_is_the_kernels(setting: Setting) -> Outcome {
             .netns()
             .run(|| -> rustix::io::Result<_> {
                 let socket = sctp_socket()?;
-                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(LIMIT))?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patient(LIMIT)))?;
                 connect(&socket, &SocketAddr::from(target))?;
                 Ok(TcpStream::from(socket))
             })?
             .context("association")?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(patient(LIMIT)))?;
         let sent: Vec<u8> = (0..1000).map(|number| number as u8).collect();
         stream.write_all(&sent)?;
         let mut answer = vec![0; sent.len()];

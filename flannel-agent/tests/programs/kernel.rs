@@ -8,7 +8,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, TestRunOptions};
-use bytemuck::{Pod, Zeroable, bytes_of, bytes_of_mut};
+use bytemuck::{Pod, Zeroable, bytes_of, cast_slice_mut};
 use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
 use flannel_agent::fastpath::{Attest, Egress, object, tier};
@@ -182,7 +182,8 @@ impl Kernel {
             ..SkBuff::default()
         };
         let mut frame = vec![0; fixture.frame.len() + vxlan::OVERHEAD];
-        let mut after = SkBuff::default();
+        // Room for what later kernels add.
+        let mut after = [SkBuff::default(); 2];
         let result = self
             .netns
             .run(|| {
@@ -190,7 +191,7 @@ impl Kernel {
                     data_in: Some(&fixture.frame),
                     data_out: Some(&mut frame),
                     ctx_in: Some(bytes_of(&context)),
-                    ctx_out: Some(bytes_of_mut(&mut after)),
+                    ctx_out: Some(cast_slice_mut(&mut after)),
                     repeat,
                     ..TestRunOptions::new()
                 })
@@ -200,7 +201,7 @@ impl Kernel {
         Ok(Ran {
             verdict: result.return_value as i32,
             frame,
-            mark: after.mark,
+            mark: after[0].mark,
             duration: result.duration,
         })
     }

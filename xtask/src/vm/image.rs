@@ -25,7 +25,7 @@ pub const ROOT_TAG: &str = "root";
 const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// How long one runner in the machine may take, in seconds.
-const RUNNER_LIMIT: u32 = 240;
+const RUNNER_LIMIT: u32 = 300;
 
 /// How many times as long as elsewhere the tests wait there.
 const SLOWNESS: u32 = 6;
