@@ -111,6 +111,18 @@ impl Capture {
         })
     }
 
+    /// How many frames have passed by now.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a running capture is no collection"
+    )]
+    pub fn len(&self) -> usize {
+        let frames = self.frames.lock();
+        frames
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .len()
+    }
+
     /// Ends the capture and returns all frames, those that had passed by now included.
     pub fn stop(mut self) -> Vec<Frame> {
         self.end();
@@ -140,18 +152,16 @@ fn open(interface: &str) -> rustix::io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
     let index = name_to_index(&socket, interface)?;
-    bind(&socket, &link_address(index))?;
+    bind(&socket, &link_address(index, libc::ETH_P_ALL))?;
     Ok(socket)
 }
 
-/// The packet socket address for all protocols on one interface.
-fn link_address(index: u32) -> SocketAddrAny {
+/// The packet socket address of one interface, for a protocol of `<linux/if_ether.h>` (zero: send only).
+pub(crate) fn link_address(index: u32, protocol: i32) -> SocketAddrAny {
     // SAFETY: a structure of integers, for which zeroes are valid.
     let mut address: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
     address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small constant");
-    address.sll_protocol = u16::try_from(libc::ETH_P_ALL)
-        .expect("a small constant")
-        .to_be();
+    address.sll_protocol = u16::try_from(protocol).expect("a small constant").to_be();
     address.sll_ifindex = index.cast_signed();
     let length = u32::try_from(size_of::<libc::sockaddr_ll>()).expect("a small structure");
     // SAFETY: the pointer is to `length` initialized bytes that are a socket address by their family field.

@@ -1,5 +1,6 @@
 //! Pods, attached as a container runtime and flannel's CNI plugin would do it: the real `bridge` and `host-local`
-//! plugins, with the configuration that flannel generates from `subnet.env` (upstream cni-plugin, `flannel_linux.go`).
+//! plugins, with the configuration that flannel generates from `subnet.env` (upstream cni-plugin, `flannel_linux.go`),
+//! and behind them `portmap` for pods with host ports, as kube-flannel's manifest chains it.
 
 use std::{
     env, fmt,
@@ -17,6 +18,7 @@ use crate::{
     lease::Subnet,
     netns::Netns,
     process,
+    services::Protocol,
 };
 
 /// Where distributions install the plugins.
@@ -108,6 +110,48 @@ pub fn delegate_config(env: &SubnetEnv, data_directory: &Path) -> serde_json::Va
     })
 }
 
+/// A port of a pod that its node opens too (`hostPort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The port on all of the node's addresses.
+    pub host: u16,
+    /// The pod's port.
+    pub pod: u16,
+    /// The transport.
+    pub protocol: Protocol,
+}
+
+/// How a pod is attached.
+#[derive(Clone, Debug)]
+pub struct PodConfig {
+    /// What `bridge` is told, see [`delegate_config`].
+    pub bridge: serde_json::Value,
+    /// What `portmap` is to open.
+    pub ports: Vec<HostPort>,
+}
+
+impl PodConfig {
+    /// What a runtime tells `portmap` after `bridge` has answered `result`.
+    fn port_mappings(&self, result: &str) -> serde_json::Value {
+        let result: serde_json::Value = serde_json::from_str(result).unwrap_or_default();
+        let mapping = |port: &HostPort| {
+            json!({
+                "hostPort": port.host,
+                "containerPort": port.pod,
+                "protocol": port.protocol.to_string(),
+            })
+        };
+        json!({
+            "cniVersion": self.bridge["cniVersion"],
+            "name": self.bridge["name"],
+            "type": "portmap",
+            "capabilities": { "portMappings": true },
+            "runtimeConfig": { "portMappings": self.ports.iter().map(mapping).collect::<Vec<_>>() },
+            "prevResult": result,
+        })
+    }
+}
+
 /// What a plugin answers to ADD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
@@ -121,30 +165,38 @@ pub struct Attachment {
     pub host_device: String,
 }
 
-/// Attaches the pod's namespace to the node's bridge.
+/// Attaches the pod's namespace to the node's bridge, and opens its host ports.
 ///
 /// # Errors
-/// What the plugin reports.
-pub fn add(node: &Netns, pod: &Netns, config: &serde_json::Value) -> Result<Attachment> {
-    parse_result(&invoke("ADD", node, pod, config)?)
+/// What the plugins report.
+pub fn add(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<Attachment> {
+    let result = invoke("ADD", "bridge", node, pod, &config.bridge)?;
+    if !config.ports.is_empty() {
+        invoke("ADD", "portmap", node, pod, &config.port_mappings(&result))?;
+    }
+    parse_result(&result)
 }
 
-/// Detaches it and frees its address.
+/// Closes its host ports, detaches it and frees its address.
 ///
 /// # Errors
-/// What the plugin reports.
-pub fn delete(node: &Netns, pod: &Netns, config: &serde_json::Value) -> Result<()> {
-    invoke("DEL", node, pod, config).map(drop)
+/// What the plugins report.
+pub fn delete(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<()> {
+    if !config.ports.is_empty() {
+        invoke("DEL", "portmap", node, pod, &config.port_mappings(""))?;
+    }
+    invoke("DEL", "bridge", node, pod, &config.bridge).map(drop)
 }
 
 fn invoke(
     operation: &str,
+    plugin: &str,
     node: &Netns,
     pod: &Netns,
     config: &serde_json::Value,
 ) -> Result<String> {
     let directory = plugin_directory()?;
-    let mut command = Command::new(directory.join("bridge"));
+    let mut command = Command::new(directory.join(plugin));
     command
         .env("CNI_COMMAND", operation)
         .env("CNI_CONTAINERID", pod.name())
@@ -259,6 +311,25 @@ mod tests {
             ours,
             serde_json::from_str::<serde_json::Value>(recorded).unwrap()
         );
+    }
+
+    #[test]
+    fn host_ports_follow_the_bridge() {
+        let config = PodConfig {
+            bridge: delegate_config(&ENV.parse().unwrap(), Path::new("/data")),
+            ports: vec![HostPort {
+                host: 8080,
+                pod: 80,
+                protocol: Protocol::Udp,
+            }],
+        };
+        let mappings = config.port_mappings(r#"{"ips":[]}"#);
+        assert_eq!(
+            mappings["runtimeConfig"]["portMappings"],
+            json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "udp" }])
+        );
+        assert_eq!(mappings["prevResult"], json!({ "ips": [] }));
+        assert_eq!(mappings["name"], config.bridge["name"]);
     }
 
     #[test]

@@ -13,16 +13,16 @@ use std::{
 use aya::{
     Ebpf, EbpfError, TestRun, TestRunAttrs, TestRunOptions,
     maps::{Array, MapData, MapError, PerCpuArray},
-    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp},
+    programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, tc::TcAttachOptions},
 };
 use flannel_common::generator::{Headers, Plan};
 use lab::{Netns, error::IoContext};
-use rustix::{
-    net::{AddressFamily, SocketType},
-    thread::CpuSet,
-};
+use rustix::net::{AddressFamily, SocketType};
 
-use crate::meter::{Meter, Spent, Unit};
+use crate::{
+    meter::{Meter, Spent, Unit},
+    sockets,
+};
 
 /// Frames that the kernel makes before it lets them go on their way. Small, so that no backlog queue overflows and the
 /// caches hold what they hold under light traffic.
@@ -30,6 +30,9 @@ const BATCH: u32 = 8;
 
 /// How long the last packets of a run may be under way: `ksoftirqd` may have to get its turn first.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// The program that counts in a pod.
+const SINK: &str = "sink";
 
 /// What can go wrong with the generator.
 #[derive(Debug, thiserror::Error)]
@@ -91,9 +94,26 @@ pub struct Run {
     pub unit: Unit,
 }
 
+impl Run {
+    /// Both together.
+    pub fn add(self, other: Self) -> Self {
+        let instructions = self.spent.instructions.zip(other.spent.instructions);
+        Self {
+            arrived: self.arrived + other.arrived,
+            spent: Spent {
+                cost: self.spent.cost + other.spent.cost,
+                deferred: self.spent.deferred + other.spent.deferred,
+                instructions: instructions.map(|(a, b)| a + b),
+            },
+            unit: self.unit,
+        }
+    }
+}
+
 /// A loaded generator and its sink.
 pub struct Generator {
     bpf: Ebpf,
+    plan: Plan,
     frame: Vec<u8>,
     cpu: usize,
 }
@@ -105,24 +125,39 @@ impl Generator {
     /// # Errors
     /// If the object is not the generator's, or the kernel refuses it.
     pub fn load(object: &Path, plan: Plan, payload: usize, cpu: usize) -> Result<Self> {
-        let mut bpf = Ebpf::load_file(object).map_err(|cause| Error::Object {
+        let bpf = Ebpf::load_file(object).map_err(|cause| Error::Object {
             path: object.to_owned(),
             cause: cause.into(),
         })?;
-        let map = bpf.map_mut("PLAN").ok_or(Error::Missing("map PLAN"))?;
-        let plan: [u8; size_of::<Plan>()] = bytemuck::cast(plan);
-        Array::try_from(map)
-            .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
-            .map_err(|cause| map_failed("PLAN", cause))?;
         let mut generator = Self {
             bpf,
+            plan,
             frame: vec![0; size_of::<Headers>() + payload],
             cpu,
         };
+        generator.change(|_| ())?;
         let refused = |program| move |cause| program_failed("load", program, cause);
         generator.xdp()?.load().map_err(refused("generator"))?;
-        generator.sink()?.load().map_err(refused("sink"))?;
+        generator.classifier(SINK)?.load().map_err(refused(SINK))?;
         Ok(generator)
+    }
+
+    /// Makes and counts other packets from now on, of the same size.
+    ///
+    /// # Errors
+    /// If the kernel does not take the plan.
+    pub fn change(&mut self, change: impl FnOnce(&mut Plan)) -> Result<()> {
+        change(&mut self.plan);
+        let plan: [u8; size_of::<Plan>()] = bytemuck::cast(self.plan);
+        let map = self.bpf.map_mut("PLAN").ok_or(Error::Missing("PLAN"))?;
+        Array::try_from(map)
+            .and_then(|mut map: Array<&mut MapData, [u8; size_of::<Plan>()]>| map.set(0, plan, 0))
+            .map_err(|cause| map_failed("PLAN", cause))
+    }
+
+    /// What it makes and counts.
+    pub fn plan(&self) -> Plan {
+        self.plan
     }
 
     /// Puts the sink at the ingress of a device; it goes with the generator.
@@ -130,13 +165,30 @@ impl Generator {
     /// # Errors
     /// If there is no such device, or the kernel has no TCX.
     pub fn attach_sink(&mut self, at: Ingress<'_>) -> Result<()> {
-        let sink = self.sink()?;
+        let sink = self.classifier(SINK)?;
         let attached = at
             .netns
             .run(|| sink.attach(at.device, TcAttachType::Ingress))?;
         attached
             .map(drop)
-            .map_err(|cause| program_failed("attach", "sink", cause))
+            .map_err(|cause| program_failed("attach", SINK, cause))
+    }
+
+    /// Puts a sink for all IPv4 at the ingress of a device, in front of all other programs.
+    ///
+    /// # Errors
+    /// As for the other.
+    pub fn attach_wire_sink(&mut self, at: Ingress<'_>) -> Result<()> {
+        let sink = self.classifier("wire_sink")?;
+        sink.load()
+            .map_err(|cause| program_failed("load", "wire_sink", cause))?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let attached = at
+            .netns
+            .run(|| sink.attach_with_options(at.device, TcAttachType::Ingress, options))?;
+        attached
+            .map(drop)
+            .map_err(|cause| program_failed("attach", "wire_sink", cause))
     }
 
     /// Makes packets, as if `at` had received them, and waits until they have arrived at the sink.
@@ -149,10 +201,7 @@ impl Generator {
 
     /// In the device's namespace, on a thread that ends soon.
     fn run_here(&mut self, device: &str, packets: u32) -> Result<Run> {
-        let mut cpus = CpuSet::new();
-        cpus.set(self.cpu);
-        rustix::thread::sched_setaffinity(None, &cpus)
-            .context("pin thread to", format_args!("CPU {}", self.cpu))?;
+        sockets::pin(self.cpu)?;
         let context = XdpMd {
             data_end: self.frame.len() as u32,
             ingress_ifindex: index(device)?,
@@ -189,10 +238,7 @@ impl Generator {
     }
 
     fn arrived(&self) -> Result<u64> {
-        let map = self
-            .bpf
-            .map("ARRIVED")
-            .ok_or(Error::Missing("map ARRIVED"))?;
+        let map = self.bpf.map("ARRIVED").ok_or(Error::Missing("ARRIVED"))?;
         PerCpuArray::try_from(map)
             .and_then(|map: PerCpuArray<&MapData, u64>| map.get(&0, 0))
             .map(|counts| counts.iter().sum())
@@ -203,14 +249,14 @@ impl Generator {
         let program = self.bpf.program_mut("generator");
         program
             .and_then(|program| program.try_into().ok())
-            .ok_or(Error::Missing("XDP program generator"))
+            .ok_or(Error::Missing("generator"))
     }
 
-    fn sink(&mut self) -> Result<&mut SchedClassifier> {
-        let program = self.bpf.program_mut("sink");
+    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier> {
+        let program = self.bpf.program_mut(name);
         program
             .and_then(|program| program.try_into().ok())
-            .ok_or(Error::Missing("classifier sink"))
+            .ok_or(Error::Missing(name))
     }
 }
 

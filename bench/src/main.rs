@@ -2,26 +2,35 @@
 //!
 //! A row without its number makes the exit status 1.
 
+mod bounds;
 mod generator;
+mod measure;
 mod meter;
+mod packets;
+mod path;
 mod report;
 mod rounds;
+mod sockets;
 mod stats;
 mod testbed;
 mod variants;
 
-use std::{fs::File, path::PathBuf, process::ExitCode};
+use std::{fs::File, path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::{
+    bounds::Bounds,
+    measure::{Effort, Measure, Name},
     report::Report,
-    rounds::Effort,
     testbed::{Means, WARM_UP},
     variants::{Backend, Setting},
 };
 
+/// Packets of each run of the generator, and with `--quick`.
+const PACKETS: u32 = 100_000;
+const QUICK_PACKETS: u32 = 30_000;
 /// Rounds of `--quick`.
 const QUICK_ROUNDS: usize = 3;
 
@@ -37,12 +46,12 @@ struct Options {
     /// How often everything is measured.
     #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Three rounds only.
+    /// Three rounds only, and less in each.
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// Packets of each measurement.
-    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
-    packets: u32,
+    /// Packets of each run of the generator [default: 100000; with --quick 30000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
+    packets: Option<u32>,
     /// Flows that take turns.
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WARM_UP)))]
     flows: u16,
@@ -52,6 +61,9 @@ struct Options {
     /// The CPU that carries the packets [default: the last]
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
+    /// Only these measures.
+    #[arg(long = "measure", value_name = "NAME", value_delimiter = ',')]
+    measures: Vec<Name>,
     /// Only this backend.
     #[arg(long, value_name = "NAME")]
     backend: Option<Backend>,
@@ -92,8 +104,8 @@ fn run(options: &Options) -> Result<bool> {
     let means = Means {
         agent: &agent,
         object: &options.generator_object,
-        flows: options.flows,
         cpu,
+        other_cpu: usable_cpus()?.into_iter().find(|other| *other != cpu),
     };
     let effort = Effort {
         rounds: if options.quick {
@@ -101,21 +113,40 @@ fn run(options: &Options) -> Result<bool> {
         } else {
             options.rounds.into()
         },
-        packets: options.packets,
+        packets: options.packets.unwrap_or(if options.quick {
+            QUICK_PACKETS
+        } else {
+            PACKETS
+        }),
+        flows: options.flows.into(),
+        quick: options.quick,
     };
-    let mut report = Report::new(cpu, options.flows, effort);
+    let names = Name::ALL.into_iter();
+    let names: Vec<_> = names
+        .filter(|name| options.measures.is_empty() || options.measures.contains(name))
+        .collect();
+    let mut report = Report::new(cpu, effort);
+    let start = Instant::now();
     for setting in settings(options) {
+        let mut measures: Vec<Box<dyn Measure>> = names
+            .iter()
+            .map(|name| name.measure())
+            .filter(|measure| measure.applies(setting, &effort))
+            .collect();
         let progress = |what: &str| {
             eprintln!(
-                "{}, {} services: {what}",
+                "{:4} s, {}, {} services: {what}",
+                start.elapsed().as_secs(),
                 setting.backend.name(),
                 setting.services
             );
         };
-        report
-            .tables
-            .push(rounds::run(&means, setting, effort, progress));
+        let outcomes = rounds::run(means, setting, effort, &mut measures, progress);
+        for (measure, outcomes) in measures.iter().zip(outcomes) {
+            report.add(setting, &**measure, outcomes);
+        }
     }
+    report.compare(&Bounds::built_in());
     print!("{}", report.text());
     if let Some(file) = json {
         serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
@@ -137,12 +168,20 @@ fn settings(options: &Options) -> Vec<Setting> {
 
 /// The one that was asked for, or the last that this process may use.
 fn choose_cpu(asked: Option<usize>) -> Result<usize> {
+    let usable = usable_cpus()?;
+    match asked {
+        Some(cpu) if usable.contains(&cpu) => Ok(cpu),
+        Some(cpu) => bail!("--cpu={cpu}: this process may not use that CPU"),
+        None => usable
+            .last()
+            .copied()
+            .context("this process may use no CPU"),
+    }
+}
+
+fn usable_cpus() -> Result<Vec<usize>> {
     let allowed =
         rustix::thread::sched_getaffinity(None).context("cannot read the CPU affinity")?;
-    let mut usable = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    match asked {
-        Some(cpu) if usable.any(|usable| usable == cpu) => Ok(cpu),
-        Some(cpu) => bail!("--cpu={cpu}: this process may not use that CPU"),
-        None => usable.next_back().context("this process may use no CPU"),
-    }
+    let cpus = 0..rustix::thread::CpuSet::MAX_CPU;
+    Ok(cpus.filter(|cpu| allowed.is_set(*cpu)).collect())
 }

@@ -1,4 +1,4 @@
-//! CPU cost of one thread, the kernel's work in its context included, by `perf_event_open`.
+//! CPU cost of one thread and those that it starts, the kernel's work in their context included, by `perf_event_open`.
 //!
 //! The generator's packets are carried by the system call of the thread that runs it and by the software interrupts
 //! that follow it in the same context. What the kernel puts off to the CPU's `ksoftirqd` is counted too, and told
@@ -61,7 +61,10 @@ struct Attributes {
 
 const _: () = assert!(size_of::<Attributes>() == 64);
 
-/// Counts one event of one thread, from its opening on.
+/// Bit of [`Attributes::flags`]: threads count too that the counted one starts from now on.
+const INHERIT: u64 = 1 << 1;
+
+/// Counts one event of one thread and those that it starts, from its opening on.
 struct Counter(OwnedFd);
 
 impl Counter {
@@ -71,6 +74,7 @@ impl Counter {
             kind,
             size: size_of::<Attributes>() as u32,
             config: event,
+            flags: INHERIT,
             ..Attributes::default()
         };
         const ANY_CPU: i32 = -1;
@@ -127,7 +131,7 @@ impl Pair {
     }
 }
 
-/// Counts what the thread that opened it spends.
+/// Counts what the thread that opened it spends, and those that it starts.
 pub struct Meter {
     unit: Unit,
     cost: Pair,

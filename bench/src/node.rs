@@ -13,7 +13,7 @@ use std::{
 use crate::{
     agent::{Agent, AgentConfig},
     cluster::Settings,
-    cni::{self, Attachment, SubnetEnv},
+    cni::{self, Attachment, HostPort, PodConfig, SubnetEnv},
     error::{IoContext, Result},
     netns::{self, Netns},
     process::{self, Lifetime},
@@ -225,6 +225,14 @@ impl Node {
     /// # Errors
     /// Without `subnet.env`, or what the plugins report.
     pub fn add_pod(&self) -> Result<Pod> {
+        self.add_pod_with_ports(&[])
+    }
+
+    /// As [`Node::add_pod`]; the node opens `ports` for the pod.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_pod_with_ports(&self, ports: &[HostPort]) -> Result<Pod> {
         let name = format!(
             "{}-p{}",
             self.name,
@@ -233,7 +241,10 @@ impl Node {
         let netns = Netns::create_with(&self.lab.namespace(&name), self.lifetime)?;
         underlay::silence(&netns)?;
         process::run(Some(&netns), "ip", &["link", "set", "lo", "up"])?;
-        let config = cni::delegate_config(&self.subnet_env()?, &self.directory.join("cni"));
+        let config = PodConfig {
+            bridge: cni::delegate_config(&self.subnet_env()?, &self.directory.join("cni")),
+            ports: ports.to_vec(),
+        };
         let attachment = cni::add(&self.netns, &netns, &config)?;
         let pod = Pod {
             name,
@@ -290,7 +301,7 @@ pub struct Pod {
     name: String,
     netns: Netns,
     attachment: Attachment,
-    config: serde_json::Value,
+    config: PodConfig,
 }
 
 impl Pod {

@@ -1,14 +1,15 @@
-//! The table on the terminal, and the same with all samples as JSON.
+//! What was measured, put side by side: as tables for the terminal, and with all samples as JSON.
 
-use std::fmt::Write;
+mod text;
 
 use serde::Serialize;
 
 use crate::{
-    meter::Unit,
-    rounds::{Effort, Row, Table},
-    stats::Summary,
-    testbed::PAYLOAD,
+    bounds::{Base, Bounds, Verdict},
+    measure::{Effort, Measure, Unit},
+    rounds::Outcome,
+    stats::{Interval, Summary, differences, pairwise},
+    variants::{Carrier, Setting},
 };
 
 /// All that a run says.
@@ -20,19 +21,66 @@ pub struct Report {
     pub cpu_model: String,
     /// The CPU that carried the packets.
     pub cpu: usize,
-    /// Flows that took turns.
-    pub flows: u16,
-    /// Bytes behind the UDP header.
-    pub payload: usize,
     /// How much was measured.
     pub effort: Effort,
     /// What was measured.
     pub tables: Vec<Table>,
 }
 
+/// The figures of one measure in one setting.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// What they have in common.
+    pub setting: Setting,
+    /// The measure.
+    pub measure: &'static str,
+    /// What it says about itself.
+    pub title: String,
+    /// A figure's rows follow each other.
+    pub rows: Vec<Row>,
+    /// What went wrong, by carrier.
+    pub errors: Vec<(Carrier, String)>,
+    /// Bounded figures that are not among the rows.
+    pub unmeasured: Vec<String>,
+}
+
+/// One figure by one carrier.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The figure.
+    pub figure: String,
+    /// Whether it is only for the JSON file.
+    pub detail: bool,
+    /// What it counts.
+    pub unit: Unit,
+    /// How its packets travelled.
+    pub carrier: Carrier,
+    /// One per round.
+    pub samples: Vec<f64>,
+    /// Of the samples.
+    pub summary: Summary,
+    /// To others.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// A figure beside another carrier's.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// With whom.
+    pub base: Base,
+    /// Pair by pair of rounds: the ratios, or for events the differences.
+    pub summary: Summary,
+    /// Of their median.
+    pub interval: Interval,
+    /// The median of the ratios, each side less the generator's cost.
+    pub net: Option<f64>,
+    /// What it is to be.
+    pub verdict: Option<Verdict>,
+}
+
 impl Report {
     /// A report without measurements yet, about this machine.
-    pub fn new(cpu: usize, flows: u16, effort: Effort) -> Self {
+    pub fn new(cpu: usize, effort: Effort) -> Self {
         let uname = rustix::system::uname();
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpus.lines().find_map(|line| {
@@ -43,107 +91,201 @@ impl Report {
             kernel: uname.release().to_string_lossy().into_owned(),
             cpu_model: model.unwrap_or_else(|| "unknown CPU".to_owned()),
             cpu,
-            flows,
-            payload: PAYLOAD,
             effort,
             tables: Vec::new(),
         }
     }
 
-    /// Whether every row has its number.
-    pub fn is_complete(&self) -> bool {
-        self.rows().all(|row| row.error.is_none())
-    }
-
-    fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.tables.iter().flat_map(|table| &table.rows)
-    }
-
-    /// The table for people.
-    pub fn text(&self) -> String {
-        let unit = self.tables.iter().find_map(|table| table.unit);
-        let (counted, short) = match unit {
-            Some(Unit::Cycles) => ("hardware cycles (task counter, kernel included)", "cycles"),
-            Some(Unit::Nanoseconds) => (
-                "ns of CPU time (task clock, kernel included; this machine shows no hardware counters)",
-                "ns",
-            ),
-            None => ("nothing", "-"),
+    /// Adds what the carriers of a measure achieved in a setting.
+    pub fn add(
+        &mut self,
+        setting: Setting,
+        measure: &dyn Measure,
+        outcomes: Vec<(Carrier, Outcome)>,
+    ) {
+        let mut table = Table {
+            setting,
+            measure: measure.name(),
+            title: measure.title(&self.effort),
+            rows: Vec::new(),
+            errors: Vec::new(),
+            unmeasured: Vec::new(),
         };
-        let with_instructions = self.rows().any(|row| row.instructions.is_some());
-        let mut text = format!(
-            "Forwarding cost of a UDP packet with {} bytes, one way, pod to pod of two nodes, in {counted}\n\
-             {} packets in {} flows, {} rounds, on CPU {} ({}), kernel {}\n\
-             MAD: median absolute deviation. RATIO: to the kernel in the same round, median and range; NET: both \
-             less the generator\n\n",
-            self.payload,
-            self.effort.packets,
-            self.flows,
-            self.effort.rounds,
-            self.cpu,
-            self.cpu_model,
-            self.kernel
-        );
-        let _ = write!(
-            text,
-            "{:<8} {:>8}  {:<18}{short:>8}{:>7}{:>8}{:>8}",
-            "BACKEND", "SERVICES", "PATH", "MAD", "MIN", "MAX"
-        );
-        if with_instructions {
-            let _ = write!(text, "{:>8}", "INSTR");
+        for (carrier, outcome) in outcomes {
+            match outcome {
+                Ok(series) => {
+                    table
+                        .rows
+                        .extend(series.into_iter().filter_map(|(figure, series)| {
+                            Some(Row {
+                                figure,
+                                detail: series.detail,
+                                unit: series.unit,
+                                carrier,
+                                summary: Summary::of(&series.samples)?,
+                                samples: series.samples,
+                                comparisons: Vec::new(),
+                            })
+                        }))
+                }
+                Err(error) => table.errors.push((carrier, error)),
+            }
         }
-        let _ = writeln!(
-            text,
-            "{:>8}  {:<13}{:>7}  {:>8}",
-            "RATIO", "RANGE", "NET", "DEFERRED"
-        );
-        for row in self.rows() {
-            let _ = writeln!(text, "{}", line(row, with_instructions).trim_end());
+        let mut figures: Vec<String> = Vec::new();
+        for row in &table.rows {
+            if !figures.contains(&row.figure) {
+                figures.push(row.figure.clone());
+            }
         }
-        text
+        // Stable: carriers keep their order.
+        table
+            .rows
+            .sort_by_key(|row| figures.iter().position(|figure| *figure == row.figure));
+        if !table.rows.is_empty() || !table.errors.is_empty() {
+            self.tables.push(table);
+        }
+    }
+
+    /// Compares all figures, once all are there.
+    pub fn compare(&mut self, bounds: &Bounds) {
+        let before = self.tables.clone();
+        for table in &mut self.tables {
+            let (setting, measure) = (table.setting, table.measure);
+            let bounded = table.is_bounded();
+            let without_rules = before.iter().find(|other| {
+                other.measure == measure
+                    && other.setting.backend == setting.backend
+                    && other.setting.services == 0
+                    && setting.services > 0
+            });
+            let own = before
+                .iter()
+                .find(|other| other.measure == measure && other.setting == setting);
+            for row in &mut table.rows {
+                let bases = [
+                    (Base::Kernel, own, Carrier::Kernel),
+                    (Base::KernelWithoutRules, without_rules, Carrier::Kernel),
+                    (Base::Native, own, Carrier::Native),
+                ];
+                let compared = bases.into_iter().filter_map(|(base, table, carrier)| {
+                    let wanted = match row.carrier {
+                        Carrier::Flow => true,
+                        Carrier::KernelAgain | Carrier::Subnet | Carrier::Native => {
+                            base == Base::Kernel
+                        }
+                        Carrier::Kernel | Carrier::Generator => false,
+                    };
+                    let other = table.filter(|_| wanted)?.row(&row.figure, carrier)?;
+                    let floor = own?.row(&row.figure, Carrier::Generator);
+                    row.compare(base, other, floor)
+                });
+                row.comparisons = compared.collect();
+                let alone = own.is_some_and(Table::is_alone);
+                if bounded && (row.carrier == Carrier::Flow || alone) {
+                    row.judge(bounds, measure, setting);
+                }
+                // Of interest where it is asked for only.
+                row.comparisons.retain(|comparison| {
+                    comparison.base != Base::KernelWithoutRules || comparison.verdict.is_some()
+                });
+            }
+        }
+        self.note_unmeasured(bounds);
+    }
+
+    /// Notes which bounds nobody has asked about: what is not measured must not pass for met.
+    fn note_unmeasured(&mut self, bounds: &Bounds) {
+        for table in self.tables.iter_mut().filter(|table| table.is_bounded()) {
+            let judged = |figure: &str, base| {
+                table.rows.iter().any(|row| {
+                    let mut comparisons = row.comparisons.iter();
+                    row.figure == figure
+                        && comparisons.any(|other| other.base == base && other.verdict.is_some())
+                })
+            };
+            let unmeasured: Vec<_> = bounds
+                .of(table.measure)
+                .filter(|(figure, base)| !judged(figure, *base))
+                .map(|(figure, base)| format!("{figure} to {}", base.name()))
+                .collect();
+            table.unmeasured = unmeasured;
+        }
+    }
+
+    /// Whether every measure has its numbers.
+    pub fn is_complete(&self) -> bool {
+        !self.tables.is_empty() && self.tables.iter().all(|table| table.errors.is_empty())
     }
 }
 
-fn line(row: &Row, with_instructions: bool) -> String {
-    let mut line = format!(
-        "{:<8} {:>8}  {:<18}",
-        row.setting.backend.name(),
-        row.setting.services,
-        row.carrier.name()
-    );
-    let Some(cost) = row.cost else {
-        // The verifier says more than a line; the JSON file has it all.
-        let error = row.error.as_deref().and_then(|error| error.lines().next());
-        return format!("{line}error: {}", error.unwrap_or("not measured"));
-    };
-    let _ = write!(
-        line,
-        "{:>8.0}{:>7.1}{:>8.0}{:>8.0}",
-        cost.median, cost.deviation, cost.min, cost.max
-    );
-    if with_instructions {
-        let median = row
-            .instructions
-            .map(|summary| format!("{:.0}", summary.median));
-        let _ = write!(line, "{:>8}", median.unwrap_or_default());
+impl Table {
+    /// Whether bounds are for this setting: for nodes as they are, with rules. Nodes are not counted by rules.
+    fn is_bounded(&self) -> bool {
+        self.setting.services > 0 || self.measure == "scale-nodes"
     }
-    let (ratio, range) = row.ratio.map(ratio).unwrap_or_default();
-    let (net, _) = row.net_ratio.map(self::ratio).unwrap_or_default();
-    let samples = row.samples.iter();
-    let deferred = samples
-        .map(|sample| sample.deferred / sample.cost)
-        .fold(0.0, f64::max);
-    let _ = write!(
-        line,
-        "{ratio:>8}  {range:<13}{net:>7}  {:>7.1}%",
-        deferred * 100.0
-    );
-    line
+
+    /// Whether there is one carrier only.
+    fn is_alone(&self) -> bool {
+        self.rows
+            .windows(2)
+            .all(|rows| rows[0].carrier == rows[1].carrier)
+    }
+
+    fn row(&self, figure: &str, carrier: Carrier) -> Option<&Row> {
+        self.rows
+            .iter()
+            .find(|row| row.figure == figure && row.carrier == carrier)
+    }
 }
 
-fn ratio(ratio: Summary) -> (String, String) {
-    (
-        format!("{:.3}", ratio.median),
-        format!("{:.3}-{:.3}", ratio.min, ratio.max),
-    )
+impl Row {
+    fn compare(&self, base: Base, other: &Self, floor: Option<&Self>) -> Option<Comparison> {
+        let compared = if self.unit == Unit::Count {
+            differences(&self.samples, &other.samples)
+        } else {
+            pairwise(&self.samples, &other.samples)
+        };
+        let net = floor.and_then(|floor| {
+            let less = |row: &Self| differences(&row.samples, &floor.samples);
+            Summary::of(&pairwise(&less(self), &less(other)))
+        });
+        Some(Comparison {
+            base,
+            summary: Summary::of(&compared)?,
+            interval: Interval::of(&compared)?,
+            net: net.map(|summary| summary.median),
+            verdict: None,
+        })
+    }
+
+    fn judge(&mut self, bounds: &Bounds, measure: &str, setting: Setting) {
+        let judge = |base, value| bounds.judge(measure, &self.figure, base, setting.backend, value);
+        if let Some(verdict) = judge(Base::None, self.summary.median) {
+            self.comparisons.push(Comparison {
+                base: Base::None,
+                summary: self.summary,
+                interval: Interval {
+                    low: self.summary.min,
+                    high: self.summary.max,
+                },
+                net: None,
+                verdict: Some(verdict),
+            });
+        }
+        let verdicts: Vec<_> = self
+            .comparisons
+            .iter()
+            .map(|comparison| {
+                comparison
+                    .verdict
+                    .or_else(|| judge(comparison.base, comparison.summary.median))
+            })
+            .collect();
+        for (comparison, verdict) in self.comparisons.iter_mut().zip(verdicts) {
+            comparison.verdict = verdict;
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,249 +1,140 @@
-//! Rounds: each measures every row once, in an order that rotates, so that no row always follows the same other one
-//! and whatever changes on the machine meanwhile meets all rows alike.
+//! Rounds: each measures everything once, in an order that rotates, so that no carrier always follows the same other one
+//! and whatever changes on the machine meanwhile meets all alike.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use crate::{
-    generator::Run,
-    meter::Unit,
-    stats::{Summary, pairwise},
-    testbed::{self, Means, Testbed},
+    measure::{Context, Effort, Figure, Measure, Unit},
+    testbed::{Error, Means, Result, Testbed},
     variants::{Carrier, Setting},
 };
 
-/// Cost per packet, as one round measured it.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Sample {
-    /// Cycles or nanoseconds.
-    pub cost: f64,
-    /// The part of it that the kernel put off to `ksoftirqd`.
-    pub deferred: f64,
-    /// Instructions, where the machine counts them.
-    pub instructions: Option<f64>,
+/// The clusters of a setting, each built when it is first asked for.
+pub struct Beds<'a> {
+    means: Means<'a>,
+    setting: Setting,
+    built: BTreeMap<Carrier, std::result::Result<Testbed, String>>,
 }
 
-impl Sample {
-    fn new(run: &Run, packets: u32) -> Self {
-        let per_packet = |count: u64| count as f64 / f64::from(packets);
+impl<'a> Beds<'a> {
+    /// No clusters yet.
+    pub fn new(means: Means<'a>, setting: Setting) -> Self {
         Self {
-            cost: per_packet(run.spent.cost),
-            deferred: per_packet(run.spent.deferred),
-            instructions: run.spent.instructions.map(per_packet),
+            means,
+            setting,
+            built: BTreeMap::new(),
         }
+    }
+
+    /// The cluster of a carrier.
+    ///
+    /// # Errors
+    /// If it could not be built, now or earlier.
+    pub fn get(&mut self, carrier: Carrier) -> Result<&mut Testbed> {
+        let (means, setting) = (&self.means, self.setting);
+        let bed = self.built.entry(carrier.bed()).or_insert_with(|| {
+            Testbed::start(means, setting, carrier.bed()).map_err(|error| error.to_string())
+        });
+        bed.as_mut().map_err(|error| Error::NoBed(error.clone()))
     }
 }
 
-/// All that was measured of one carrier in one setting.
-#[derive(Clone, Debug, Serialize)]
-pub struct Row {
-    /// What it has in common with the rows that it is compared with.
-    pub setting: Setting,
-    /// How its packets travelled.
-    pub carrier: Carrier,
-    /// One sample per round; none if there is an error.
-    pub samples: Vec<Sample>,
-    /// Cost per packet.
-    pub cost: Option<Summary>,
-    /// Instructions per packet.
-    pub instructions: Option<Summary>,
-    /// Cost to that of the kernel in the same round.
-    pub ratio: Option<Summary>,
-    /// The same, each less the generator's cost in the same round.
-    pub net_ratio: Option<Summary>,
-    /// Why there are no numbers.
-    pub error: Option<String>,
+/// All samples of a figure by one carrier, or why there are none.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// What it counts.
+    pub unit: Unit,
+    /// Whether it is only for the JSON file.
+    pub detail: bool,
+    /// One per round.
+    pub samples: Vec<f64>,
 }
 
-/// The rows of one setting, and the unit of their costs.
-#[derive(Clone, Debug, Serialize)]
-pub struct Table {
-    /// None if nothing could be measured.
-    pub unit: Option<Unit>,
-    /// In the order of [`Carrier::ALL`].
-    pub rows: Vec<Row>,
-}
+/// What one carrier has achieved in a measure: its figures in their order.
+pub type Outcome = std::result::Result<Vec<(String, Series)>, String>;
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Effort {
-    /// Rounds.
-    pub rounds: usize,
-    /// Packets of each row in each round.
-    pub packets: u32,
-}
-
-/// Builds the clusters of a setting and measures them.
-pub fn run(means: &Means<'_>, setting: Setting, effort: Effort, progress: impl Fn(&str)) -> Table {
-    let mut beds = Beds::start(means, setting, &progress);
-    let mut results: BTreeMap<Carrier, Result<Vec<Run>, String>> =
-        Carrier::ALL.map(|carrier| (carrier, Ok(Vec::new()))).into();
+/// Measures all rounds of a setting; for each measure, what each of its carriers achieved.
+pub fn run(
+    means: Means<'_>,
+    setting: Setting,
+    effort: Effort,
+    measures: &mut [Box<dyn Measure>],
+    progress: impl Fn(&str),
+) -> Vec<Vec<(Carrier, Outcome)>> {
+    let mut outcomes: Vec<Vec<(Carrier, Outcome)>> = measures
+        .iter()
+        .map(|measure| {
+            let carriers = measure.carriers().iter();
+            carriers.map(|carrier| (*carrier, Ok(Vec::new()))).collect()
+        })
+        .collect();
+    let mut beds = Beds::new(means, setting);
+    let mut context = Context {
+        means,
+        effort,
+        setting,
+        beds: &mut beds,
+    };
     for round in 0..effort.rounds {
-        progress(&format!("round {} of {}", round + 1, effort.rounds));
-        let mut order = Carrier::ALL;
-        order.rotate_left(round % Carrier::ALL.len());
-        for carrier in order {
-            let Some(Ok(runs)) = results.get_mut(&carrier) else {
+        for (measure, outcomes) in measures.iter_mut().zip(&mut outcomes) {
+            // Last, so that what it leaves behind (conntrack's entries of many flows) meets no other.
+            if round + measure.rounds(&effort) < effort.rounds {
                 continue;
-            };
-            match beds.measure(carrier, effort.packets) {
-                Ok(run) => runs.push(run),
-                // One bad round spoils the row: a number must not hide that packets went astray.
-                Err(error) => {
-                    results.insert(carrier, Err(format!("round {}: {error}", round + 1)));
+            }
+            progress(&format!(
+                "round {} of {}, {}",
+                round + 1,
+                effort.rounds,
+                measure.name()
+            ));
+            let carriers = outcomes.len();
+            for turn in 0..carriers {
+                let (carrier, outcome) = &mut outcomes[(turn + round) % carriers];
+                let Ok(series) = outcome else { continue };
+                match measure.run(&mut context, *carrier) {
+                    Ok(figures) => add(series, figures),
+                    // One bad round spoils it: a number must not hide that packets went astray.
+                    Err(error) => *outcome = Err(format!("round {}: {error}", round + 1)),
                 }
             }
         }
     }
-    table(setting, effort, &results)
+    outcomes
 }
 
-/// The clusters of a setting, each with why it could not be built.
-struct Beds(BTreeMap<Carrier, Result<Testbed, String>>);
-
-impl Beds {
-    fn start(means: &Means<'_>, setting: Setting, progress: impl Fn(&str)) -> Self {
-        let clusters = [Carrier::Kernel, Carrier::KernelAgain, Carrier::Subnet];
-        Self(
-            clusters
-                .map(|carrier| {
-                    progress(&format!("cluster for {}", carrier.name()));
-                    let bed = Testbed::start(means, setting, carrier);
-                    (carrier, bed.map_err(|error| error.to_string()))
-                })
-                .into(),
-        )
-    }
-
-    fn measure(&mut self, carrier: Carrier, packets: u32) -> Result<Run, String> {
-        let (bed, measure): (_, fn(&mut Testbed, u32) -> testbed::Result<Run>) = match carrier {
-            Carrier::Generator => (Carrier::Kernel, Testbed::measure_generator),
-            _ => (carrier, Testbed::measure),
-        };
-        match self.0.get_mut(&bed) {
-            Some(Ok(bed)) => measure(bed, packets).map_err(|error| error.to_string()),
-            Some(Err(error)) => Err(error.clone()),
-            None => Err("has no cluster".to_owned()),
+fn add(series: &mut Vec<(String, Series)>, figures: Vec<Figure>) {
+    for figure in figures {
+        match series.iter_mut().find(|(name, _)| *name == figure.name) {
+            Some((_, series)) => series.samples.push(figure.value),
+            None => series.push((
+                figure.name,
+                Series {
+                    unit: figure.unit,
+                    detail: figure.detail,
+                    samples: vec![figure.value],
+                },
+            )),
         }
-    }
-}
-
-fn table(
-    setting: Setting,
-    effort: Effort,
-    results: &BTreeMap<Carrier, Result<Vec<Run>, String>>,
-) -> Table {
-    let costs = |carrier| -> Vec<f64> {
-        let runs = results.get(&carrier).and_then(|runs| runs.as_ref().ok());
-        let samples = runs.into_iter().flatten();
-        samples
-            .map(|run| Sample::new(run, effort.packets).cost)
-            .collect()
-    };
-    let kernel = costs(Carrier::Kernel);
-    let floor = costs(Carrier::Generator);
-    let net = |costs: &[f64]| -> Vec<f64> {
-        costs
-            .iter()
-            .zip(&floor)
-            .map(|(cost, floor)| cost - floor)
-            .collect()
-    };
-    let row = |(carrier, result): (&Carrier, &Result<Vec<Run>, String>)| {
-        let runs = result.as_deref().unwrap_or_default();
-        let samples: Vec<_> = runs
-            .iter()
-            .map(|run| Sample::new(run, effort.packets))
-            .collect();
-        let costs = costs(*carrier);
-        let instructions: Vec<_> = samples
-            .iter()
-            .filter_map(|sample| sample.instructions)
-            .collect();
-        let compared = matches!(carrier, Carrier::KernelAgain | Carrier::Subnet);
-        Row {
-            setting,
-            carrier: *carrier,
-            cost: Summary::of(&costs),
-            instructions: Summary::of(&instructions),
-            ratio: Summary::of(&pairwise(&costs, &kernel)).filter(|_| compared),
-            net_ratio: Summary::of(&pairwise(&net(&costs), &net(&kernel))).filter(|_| compared),
-            samples,
-            error: result.as_ref().err().cloned(),
-        }
-    };
-    Table {
-        unit: results
-            .values()
-            .flatten()
-            .flatten()
-            .map(|run| run.unit)
-            .next(),
-        rows: results.iter().map(row).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{meter::Spent, variants::Backend};
-
-    const EFFORT: Effort = Effort {
-        rounds: 2,
-        packets: 10,
-    };
-
-    fn runs(costs: [u64; 2]) -> Result<Vec<Run>, String> {
-        let run = |cost| Run {
-            arrived: 10,
-            spent: Spent {
-                cost,
-                ..Spent::default()
-            },
-            unit: Unit::Nanoseconds,
-        };
-        Ok(costs.map(run).into())
-    }
-
-    fn rows(results: [Result<Vec<Run>, String>; 4]) -> Vec<Row> {
-        let setting = Setting {
-            backend: Backend::Vxlan,
-            services: 0,
-        };
-        let results = Carrier::ALL.into_iter().zip(results).collect();
-        table(setting, EFFORT, &results).rows
-    }
 
     #[test]
-    fn ratios_are_to_the_kernel_with_and_without_the_generator() {
-        let rows = rows([
-            runs([1100, 2100]),
-            runs([1100, 2100]),
-            runs([200, 300]),
-            runs([100, 100]),
-        ]);
-        let names: Vec<_> = rows.iter().map(|row| row.carrier).collect();
-        assert_eq!(names, Carrier::ALL);
-        assert_eq!(rows[0].cost.unwrap().median, 160.0);
-        assert_eq!(rows[0].ratio, None);
-        assert_eq!(rows[1].ratio.unwrap().median, 1.0);
-        let net = rows[2].net_ratio.unwrap();
-        assert_eq!((net.min, net.max), (0.1, 0.1));
-        assert!((rows[2].ratio.unwrap().max - 200.0 / 1100.0).abs() < 1e-9);
-        assert_eq!(rows[3].ratio, None);
-    }
-
-    #[test]
-    fn an_error_is_no_number() {
-        let rows = rows([
-            runs([1100, 2100]),
-            runs([1100, 2100]),
-            Err("round 2: lost".to_owned()),
-            runs([100, 100]),
-        ]);
-        assert_eq!(rows[2].cost, None);
-        assert_eq!(rows[2].ratio, None);
-        assert_eq!(rows[2].error.as_deref(), Some("round 2: lost"));
+    fn samples_of_one_figure_come_together() {
+        let mut series = Vec::new();
+        for value in [1.0, 2.0] {
+            let figures = ["a", "b"].map(|name| Figure::new(name, Unit::Count, value));
+            add(&mut series, figures.into());
+        }
+        let names: Vec<_> = series.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(
+            series
+                .iter()
+                .all(|(_, series)| series.samples == [1.0, 2.0])
+        );
     }
 }

@@ -33,9 +33,66 @@ impl Summary {
     }
 }
 
+/// Where the true median lies, by 95 %: the bootstrap's percentiles.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// Draws from the samples again and again, the same way in each run of the benchmark. Of fewer than five samples,
+    /// the ends are the smallest and the largest.
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        const DRAWS: usize = 2_000;
+        const OUTSIDE: usize = DRAWS / 40; // at each end
+        let summary = Summary::of(samples)?;
+        if samples.len() < 5 {
+            return Some(Self {
+                low: summary.min,
+                high: summary.max,
+            });
+        }
+        let mut random = Random(1);
+        let medians = (0..DRAWS).map(|_| {
+            let drawn = samples.iter().map(|_| samples[random.below(samples.len())]);
+            middle(&sorted(drawn))
+        });
+        let medians = sorted(medians);
+        Some(Self {
+            low: medians[OUTSIDE],
+            high: medians[DRAWS - 1 - OUTSIDE],
+        })
+    }
+
+    /// Whether a value may be the true one.
+    pub fn contains(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+}
+
+/// Marsaglia's xorshift, 64 bits: good enough to draw samples.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % limit
+    }
+}
+
 /// The quotients of samples that were taken in the same round: what disturbs a whole round falls out.
 pub fn pairwise(samples: &[f64], base: &[f64]) -> Vec<f64> {
     samples.iter().zip(base).map(|(a, b)| a / b).collect()
+}
+
+/// The differences of samples that were taken in the same round.
+pub fn differences(samples: &[f64], base: &[f64]) -> Vec<f64> {
+    samples.iter().zip(base).map(|(a, b)| a - b).collect()
 }
 
 fn sorted(samples: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -82,6 +139,19 @@ mod tests {
             (7.0, 0.0, 7.0, 7.0)
         );
         assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn an_interval_narrows_with_agreement_and_survives_an_outlier() {
+        let agreed = Interval::of(&[0.50, 0.51, 0.49, 0.50, 0.50, 0.51, 9.0]).unwrap();
+        assert!(agreed.low >= 0.49 && agreed.high <= 0.51, "{agreed:?}");
+        let noisy = Interval::of(&[0.8, 1.2, 0.9, 1.1, 1.0, 0.7, 1.3]).unwrap();
+        assert!(
+            noisy.contains(1.0) && noisy.high - noisy.low > 0.2,
+            "{noisy:?}"
+        );
+        let few = Interval::of(&[0.8, 1.2, 0.9]).unwrap();
+        assert_eq!((few.low, few.high), (0.8, 1.2));
     }
 
     #[test]

@@ -93,6 +93,10 @@ pub struct FastPath {
     pub egress: Option<String>,
     /// Receive tier.
     pub ingress: Option<String>,
+    /// Flows that are remembered.
+    pub flows: Option<u64>,
+    /// How old an attestation gets before the kernel is asked again.
+    pub revalidate_ms: Option<u64>,
     /// Attached hooks.
     pub hooks: Vec<Hook>,
     /// Pods that it serves, or why it does not.
@@ -131,6 +135,8 @@ pub struct Counters {
     pub fast_egress: u64,
     /// Packets from another node that BPF delivered to a pod.
     pub fast_ingress: u64,
+    /// How many of those XDP took out of their tunnel.
+    pub decapsulated: u64,
     /// Packets handed to the kernel, by reason.
     pub declined: BTreeMap<String, u64>,
     /// Packets that the kernel has forwarded, by what was learned from them.
@@ -149,6 +155,7 @@ impl Counters {
         Self {
             fast_egress: self.fast_egress.saturating_sub(earlier.fast_egress),
             fast_ingress: self.fast_ingress.saturating_sub(earlier.fast_ingress),
+            decapsulated: self.decapsulated.saturating_sub(earlier.decapsulated),
             declined: since(&self.declined, &earlier.declined),
             attest: since(&self.attest, &earlier.attest),
         }
@@ -177,6 +184,7 @@ mod tests {
         let count = |egress, icmp| Counters {
             fast_egress: egress,
             fast_ingress: 0,
+            decapsulated: 0,
             declined: BTreeMap::from([("icmp".to_owned(), icmp)]),
             attest: BTreeMap::new(),
         };

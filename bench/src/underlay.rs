@@ -161,12 +161,30 @@ pub(crate) fn connect(
 /// If `ethtool` fails.
 pub fn disable_offloads(netns: &Netns, link: &str) -> Result<()> {
     let features = ["tso", "off", "gso", "off", "gro", "off", "tx", "off"];
-    process::run(
-        Some(netns),
-        "ethtool",
-        &[&["-K", link], &features[..]].concat(),
-    )
-    .map(drop)
+    set_features(netns, link, &features)
+}
+
+/// As [`disable_offloads`], but what is received is aggregated: as a network card does without knowing of tunnels, by
+/// its driver's GRO.
+///
+/// # Errors
+/// If `ethtool` fails.
+pub fn aggregate_only(netns: &Netns, link: &str) -> Result<()> {
+    let features = ["tso", "off", "gso", "off", "tx", "off", "gro", "on"];
+    set_features(netns, link, &features)
+}
+
+/// Makes a veth's offloads what they are by default.
+///
+/// # Errors
+/// If `ethtool` fails.
+pub fn restore_offloads(netns: &Netns, link: &str) -> Result<()> {
+    let features = ["tx", "on", "gso", "on", "tso", "on", "gro", "off"];
+    set_features(netns, link, &features)
+}
+
+fn set_features(netns: &Netns, link: &str, features: &[&str]) -> Result<()> {
+    process::run(Some(netns), "ethtool", &[&["-K", link], features].concat()).map(drop)
 }
 
 /// Runs several `ip` commands, one per line, in one process.

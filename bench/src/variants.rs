@@ -39,28 +39,49 @@ pub enum Carrier {
     Kernel,
     /// The same in another cluster: how far two equal things differ here.
     KernelAgain,
-    /// By BPF: `--fast-path=subnet`.
+    /// By BPF, whatever the topology allows: `--fast-path=subnet`.
     Subnet,
-    /// Nowhere: the sink takes them where they are made. Part of every other number.
+    /// By BPF, what the kernel has permitted: `--fast-path=flow`. As shipped.
+    Flow,
+    /// By the kernel from node to node, without pods and without a rule.
+    Native,
+    /// Nowhere: the sink takes them where they are made. Part of every other number that the generator makes.
     Generator,
 }
 
 impl Carrier {
-    /// All, in the order of the report.
-    pub const ALL: [Self; 4] = [
-        Self::Kernel,
-        Self::KernelAgain,
-        Self::Subnet,
-        Self::Generator,
-    ];
-
     /// What the report calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::KernelAgain => "kernel again",
             Self::Subnet => "fast path, subnet",
+            Self::Flow => "fast path, flow",
+            Self::Native => "native host",
             Self::Generator => "generator alone",
         }
+    }
+
+    /// The carrier whose cluster it uses.
+    pub fn bed(self) -> Self {
+        match self {
+            Self::Generator => Self::Kernel,
+            other => other,
+        }
+    }
+
+    /// `--fast-path`; none without an agent.
+    pub fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::Kernel | Self::KernelAgain | Self::Generator => Some("off"),
+            Self::Subnet => Some("subnet"),
+            Self::Flow => Some("flow"),
+            Self::Native => None,
+        }
+    }
+
+    /// Whether BPF is to carry what may be fast.
+    pub fn is_fast(self) -> bool {
+        matches!(self, Self::Subnet | Self::Flow)
     }
 }

@@ -100,6 +100,10 @@ pub struct FastPath {
     /// Flows that are remembered.
     #[serde(default)]
     pub flows: Option<u64>,
+    /// How old an attestation gets before the kernel is asked again, in milliseconds: as the option says, or less where
+    /// conntrack forgets sooner.
+    #[serde(default)]
+    pub revalidate_ms: Option<u64>,
     /// Attached hooks.
     pub hooks: Vec<Hook>,
     /// Pods of this node that the fast path serves, or why it does not.
@@ -135,6 +139,9 @@ pub struct Counters {
     pub fast_egress: u64,
     /// Packets from another node that BPF delivered to a pod.
     pub fast_ingress: u64,
+    /// How many of those XDP took out of their tunnel.
+    #[serde(default)]
+    pub decapsulated: u64,
     /// Packets handed to the kernel, by reason. Only those that a hook saw.
     pub declined: BTreeMap<String, u64>,
     /// Packets that the kernel has forwarded, by what was learned from them.

@@ -81,10 +81,12 @@ pub struct Config {
     pub bridge_mac: Mac,
     /// Address of the VXLAN device.
     pub vtep_mac: Mac,
+    /// Address of the node's interface: what XDP addresses decapsulated packets to.
+    pub uplink_mac: Mac,
     /// Time to live of encapsulated packets.
     pub outer_ttl: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: u8,
 }
 
 const _: () = assert!(size_of::<Config>() == 88);
@@ -106,6 +108,34 @@ pub const FLAG_TCP: u32 = 1 << 5;
 pub const FLAG_BOTH_LEGS: u32 = 1 << 6;
 /// Packets with a source address that is not their sender's are dropped.
 pub const FLAG_STRICT: u32 = 1 << 7;
+
+/// Decapsulate by XDP at the node's interface; what it leaves encapsulated is the kernel's.
+pub const FLAG_XDP: u32 = 1 << 8;
+
+/// What XDP notes in front of a packet that it has decapsulated, for the hook behind it: metadata, which no packet brings
+/// along from the wire, and by which packets that are carried differently are not merged (`skb_metadata_differs` in
+/// include/linux/skbuff.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Carried {
+    /// [`Self::MAGIC`], since programs of others may leave metadata too.
+    pub magic: u32,
+    /// Combination of the `CARRIED_` constants.
+    pub how: u32,
+}
+
+// As metadata must be: a multiple of 4, and no more than any kernel takes.
+const _: () = assert!(size_of::<Carried>() == 8);
+
+impl Carried {
+    /// What tells ours.
+    pub const MAGIC: u32 = 0xf1a2_0c9d;
+}
+
+/// The kernel is to be asked again, by a copy.
+pub const CARRIED_PROBE: u32 = 1;
+/// The packet must queue up behind earlier ones.
+pub const CARRIED_QUEUE: u32 = 1 << 1;
 
 /// Another node, by its subnet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -20,11 +20,24 @@ pub enum Hook {
     /// TC egress at the VXLAN device, and at the node's interface for nodes without a tunnel: what the kernel has
     /// forwarded from a pod.
     AttestOut = 5,
+    /// XDP at the node's interface.
+    NicXdp = 6,
 }
 
 impl Hook {
     /// All hooks, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::PodEgress,
+        Self::BridgeEgress,
+        Self::NicIngress,
+        Self::VtepIngress,
+        Self::AttestIn,
+        Self::AttestOut,
+        Self::NicXdp,
+    ];
+
+    /// The hooks of traffic control, which may be attached to any interface.
+    pub const TRAFFIC_CONTROL: [Self; 6] = [
         Self::PodEgress,
         Self::BridgeEgress,
         Self::NicIngress,
@@ -53,6 +66,7 @@ impl Hook {
             Self::VtepIngress => "vtep_ingress",
             Self::AttestIn => "attest_in",
             Self::AttestOut => "attest_out",
+            Self::NicXdp => "nic_xdp",
         }
     }
 }
@@ -159,6 +173,10 @@ outcomes! {
     DropPeerSource = 37, "dropped-peer-source";
     /// As [`Self::PodVxlan`], with strict source checks: dropped.
     DropPodVxlan = 38, "dropped-pod-vxlan";
+    /// Decapsulated by XDP, and delivered by the hook behind it, which counts it as fast.
+    Decapsulated = 39, "decapsulated";
+    /// Several datagrams in one packet, in a tunnel: taken out of it by BPF, the kernel could not tell them apart.
+    Datagrams = 42, "datagrams";
 }
 
 impl Outcome {

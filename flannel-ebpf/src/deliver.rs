@@ -1,7 +1,7 @@
 //! The last step of both receive tiers: a plain inner packet into its pod.
 
+use flannel_common::decide::L3;
 use flannel_common::decide::ingress::Deliver;
-use flannel_common::decide::{L3, Tag};
 use flannel_common::maps::{Config, POD_VIA_HOST};
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::ethernet::{self, Ethernet};
@@ -15,7 +15,11 @@ use crate::skb::{DROP, Skb, to_device, to_veth_peer};
 #[inline(always)]
 pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<i32, Outcome> {
     if deliver.permit.probe {
-        skb.probe(deliver.offset());
+        if deliver.decapsulated {
+            skb.probe_decapsulated(config);
+        } else {
+            skb.probe(deliver.offset());
+        }
     }
     if deliver.tunnelled {
         skb.shrink()?;
@@ -35,6 +39,6 @@ pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<
         skb.clear_mark();
         return Ok(to_veth_peer(deliver.pod.host_index));
     }
-    skb.set_tag(Tag::Fast);
+    skb.set_fast(config);
     Ok(to_device(deliver.pod.host_index))
 }

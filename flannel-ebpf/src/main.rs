@@ -21,6 +21,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod nic_ingress;
 #[cfg(target_arch = "bpf")]
+mod nic_xdp;
+#[cfg(target_arch = "bpf")]
 mod pod_egress;
 #[cfg(target_arch = "bpf")]
 mod probe;

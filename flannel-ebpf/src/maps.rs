@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::programs::TcContext;
 use flannel_common::decide;
 use flannel_common::flow::{Flow, FlowKey, Flows, SharedFlow};
 use flannel_common::maps::{
@@ -17,7 +18,7 @@ use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
 
 use crate::kernel;
-use crate::skb::DROP;
+use crate::skb::{DROP, Skb};
 
 /// Which slot of [`CONFIG`] is in use, and until when.
 #[map]
@@ -153,7 +154,7 @@ pub fn count(hook: Hook, outcome: Outcome) {
 
 /// Counts what became of a packet, and returns the verdict that says so to the kernel.
 #[inline(always)]
-pub fn verdict(hook: Hook, result: Result<i32, Outcome>) -> i32 {
+pub fn verdict(ctx: &TcContext, hook: Hook, result: Result<i32, Outcome>) -> i32 {
     match result {
         Ok(verdict) => {
             count(hook, Outcome::Fast);
@@ -161,7 +162,11 @@ pub fn verdict(hook: Hook, result: Result<i32, Outcome>) -> i32 {
         }
         Err(outcome) => {
             count(hook, outcome);
-            if outcome.drops() { DROP } else { TC_ACT_UNSPEC }
+            if outcome.drops() {
+                return DROP;
+            }
+            Skb::new(ctx, 0).clear_fast();
+            TC_ACT_UNSPEC
         }
     }
 }

@@ -1,30 +1,79 @@
 //! From other nodes: TC ingress at the node's interface.
 
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use flannel_common::decide::{L3, Topology as _, ingress};
+use bytemuck::{Pod, Zeroable};
+use flannel_common::decide::{L3, Meta, Topology as _, ingress};
+use flannel_common::maps::Carried;
 use flannel_common::outcome::{Hook, Outcome};
-use flannel_common::wire::{ethernet, ipv4, tcp, udp, vxlan};
+use flannel_common::wire::ethernet::{self, Ethernet};
+use flannel_common::wire::ipv4::{self, Ipv4};
+use flannel_common::wire::{Packet as _, tcp, udp, vxlan};
 
 use crate::deliver::deliver;
 use crate::maps::{Remembered, Topology, verdict};
-use crate::skb::Skb;
+use crate::skb::{Skb, to_ingress};
 
 /// Bytes that the decision reads at most.
 const HEADERS: usize = L3 + vxlan::OVERHEAD + ipv4::LEN + tcp::MIN_LEN;
 
 const _: () = assert!(vxlan::OVERHEAD == ipv4::LEN + udp::LEN + vxlan::LEN + ethernet::LEN);
 
+/// The headers that tell where a packet goes.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Headers {
+    ethernet: Ethernet,
+    ip: Ipv4,
+}
+
 /// TC ingress, node's interface.
 #[classifier]
 pub fn nic_ingress(ctx: TcContext) -> i32 {
-    verdict(Hook::NicIngress, receive(&ctx))
+    let mut skb = Skb::new(&ctx, HEADERS);
+    let carried = skb.carried();
+    let verdict = verdict(&ctx, Hook::NicIngress, receive(&mut skb, carried));
+    if carried.is_some() && verdict == TC_ACT_UNSPEC {
+        return give_back(&mut skb);
+    }
+    verdict
 }
 
 #[inline(always)]
-fn receive(ctx: &TcContext) -> Result<i32, Outcome> {
+fn receive(skb: &mut Skb, carried: Option<Carried>) -> Result<i32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
-    let mut skb = Skb::new(ctx, HEADERS);
-    let decision = ingress::from_wire(&skb, &skb.meta(), &topology, &Remembered)?;
-    deliver(&mut skb, topology.config(), &decision)
+    let meta = Meta {
+        carried,
+        ..skb.meta()
+    };
+    let decision = ingress::from_wire(skb, &meta, &topology, &Remembered)?;
+    deliver(skb, topology.config(), &decision)
+}
+
+/// What XDP has taken out of its tunnel, and is the kernel's after all, goes on where the kernel's own tunnel would have
+/// put it.
+#[inline(always)]
+fn give_back(skb: &mut Skb) -> i32 {
+    let Some(topology) = Topology::load() else {
+        return TC_ACT_UNSPEC;
+    };
+    // One reading: of two, the compiler leaves out the smaller one's check, and the verifier misses it.
+    let Some(headers) = skb.read::<Headers>(0) else {
+        return TC_ACT_UNSPEC;
+    };
+    let config = topology.config();
+    let headers = Headers {
+        ethernet: Ethernet {
+            destination: config.vtep_mac,
+            ..headers.ethernet
+        },
+        // The hop that XDP has counted is the kernel's to count.
+        ip: headers.ip.with_ttl({ headers.ip }.ttl.wrapping_add(1)),
+    };
+    if skb.write(0, headers) {
+        to_ingress(config.vtep_index)
+    } else {
+        TC_ACT_UNSPEC
+    }
 }

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use flannel_common::decide::egress::{self, Port, Via};
-use flannel_common::decide::{L3, Tag, Topology as _, encap};
+use flannel_common::decide::{L3, Topology as _, encap};
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::ethernet::{self, Ethernet};
 use flannel_common::wire::{ipv4, tcp, vxlan};
@@ -29,7 +29,7 @@ pub fn bridge_egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, hook: Hook, port: Port) -> i32 {
-    verdict(hook, forward(ctx, port))
+    verdict(ctx, hook, forward(ctx, port))
 }
 
 #[inline(always)]
@@ -61,12 +61,12 @@ fn forward(ctx: &TcContext, port: Port) -> Result<i32, Outcome> {
                 source: config.vtep_mac,
                 ethertype: ethernet::IPV4,
             };
-            skb.set_tag(Tag::Fast);
+            skb.set_fast(config);
             let written = skb.write(0, ethernet) && skb.write(L3, forward.ip);
             (written, to_device(config.vtep_index))
         }
         Via::Direct => {
-            skb.set_tag(Tag::Fast);
+            skb.set_fast(config);
             let written = skb.write(L3, forward.ip);
             (
                 written,

@@ -18,9 +18,11 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use flannel_common::decide::attest::PROBE_TTL;
 use flannel_common::decide::conntrack::{self, Tuples};
-use flannel_common::decide::{Meta, Tag};
+use flannel_common::decide::{L3, Meta, Tag};
 use flannel_common::flow::SharedFlow;
+use flannel_common::maps::{Carried, Config, FLAG_FLOWS};
 use flannel_common::outcome::Outcome;
+use flannel_common::wire::ethernet::Ethernet;
 use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
 
@@ -79,7 +81,22 @@ impl Skb {
             to_us: raw.pkt_type == PACKET_HOST,
             ingress_ifindex: raw.ingress_ifindex,
             tag: self.tag(),
+            carried: None,
         }
+    }
+
+    /// What XDP has noted in front of the packet.
+    #[inline(always)]
+    pub fn carried(&self) -> Option<Carried> {
+        // SAFETY: the verifier guarantees the context.
+        let raw = unsafe { &*self.raw };
+        let start = raw.data_meta as usize;
+        if start + size_of::<Carried>() > raw.data as usize {
+            return None;
+        }
+        // SAFETY: the bounds were checked, and metadata lies at a multiple of four.
+        let carried = unsafe { (start as *const Carried).read() };
+        (carried.magic == Carried::MAGIC).then_some(carried)
     }
 
     /// What this host has noted beside the packet.
@@ -87,6 +104,24 @@ impl Skb {
     pub fn tag(&self) -> Tag {
         // SAFETY: the verifier guarantees the context.
         Tag::from_index(unsafe { (*self.raw).tc_index } as u16)
+    }
+
+    /// Tells the hook that attests, if there is one, that the packet is one of ours. Without one nobody would take the
+    /// tag off again, and over a veth it would get to another namespace.
+    #[inline(always)]
+    pub fn set_fast(&mut self, config: &Config) {
+        if config.flags & FLAG_FLOWS != 0 {
+            self.set_tag(Tag::Fast);
+        }
+    }
+
+    /// Takes off a tag that the packet must have from elsewhere (a veth is no barrier to it) and that would keep the hook
+    /// that attests from looking at it.
+    #[inline(always)]
+    pub fn clear_fast(&mut self) {
+        if self.tag() == Tag::Fast {
+            self.set_tag(Tag::None);
+        }
     }
 
     /// Notes something beside the packet.
@@ -139,18 +174,44 @@ impl Skb {
     /// that it is forwarded by. The packet itself is unchanged. Without memory no probe is sent.
     #[inline(always)]
     pub fn probe(&mut self, offset: usize) {
+        // SAFETY: the verifier guarantees the context.
+        let ifindex = unsafe { (*self.raw).ifindex };
+        self.probe_at(ifindex, offset);
+    }
+
+    /// As [`Self::probe`], for a packet that XDP has taken out of its tunnel: the copy comes out of the VXLAN device.
+    #[inline(always)]
+    pub fn probe_decapsulated(&mut self, config: &Config) {
+        let Some(ethernet) = self.read::<Ethernet>(0) else {
+            return;
+        };
+        let to_vtep = Ethernet {
+            destination: config.vtep_mac,
+            ..ethernet
+        };
+        if self.write(0, to_vtep) {
+            self.probe_at(config.vtep_index, L3);
+            // Cannot fail, as below.
+            let _ = self.write(0, ethernet);
+        }
+    }
+
+    /// Sends the copy as if the interface had received it.
+    #[inline(always)]
+    fn probe_at(&mut self, ifindex: u32, offset: usize) {
         let Some(ip) = self.read::<Ipv4>(offset) else {
             return;
         };
+        // Nothing would tell a copy from the packets around it.
+        if ip.ttl <= PROBE_TTL {
+            return;
+        }
         if !self.write(offset, ip.with_ttl(PROBE_TTL)) {
             return;
         }
         self.set_tag(Tag::Probe);
         // SAFETY: the verifier guarantees the context.
-        unsafe {
-            let ifindex = (*self.raw).ifindex;
-            bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64);
-        }
+        unsafe { bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64) };
         self.set_tag(Tag::None);
         // Cannot fail: the helper leaves as many bytes in the linear part as there were.
         let _ = self.write(offset, ip);
@@ -303,6 +364,13 @@ pub fn to_neighbour(ifindex: u32, next_hop: Be32) -> i32 {
 pub fn to_device(ifindex: u32) -> i32 {
     // SAFETY: no pointer is involved.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// The verdict that makes the packet appear as if an interface had received it.
+#[inline(always)]
+pub fn to_ingress(ifindex: u32) -> i32 {
+    // SAFETY: no pointer is involved.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) as i32 }
 }
 
 /// The verdict that makes the packet appear at the other end of a veth. Kernel 5.10 (commit 9aa1206e8f48).

@@ -16,7 +16,7 @@ const HEADERS: usize = L3 + ipv4::LEN + tcp::MIN_LEN;
 /// TC ingress, VXLAN device.
 #[classifier]
 pub fn vtep_ingress(ctx: TcContext) -> i32 {
-    verdict(Hook::VtepIngress, receive(&ctx))
+    verdict(&ctx, Hook::VtepIngress, receive(&ctx))
 }
 
 #[inline(always)]

@@ -35,9 +35,11 @@ pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 /// Names the folder of the objects that are wrong on purpose to the cluster tests.
 pub const BROKEN_VARIABLE: &str = "FLANNEL_BROKEN_OBJECTS";
 /// The features of the programs' package that make them.
-const BROKEN: [&str; 3] = [
+const BROKEN: [&str; 5] = [
     "broken-no-nat-test",
     "broken-no-kill",
+    "broken-no-gso-size",
+    "broken-no-be-liberal",
     "broken-probes-reorder",
 ];
 

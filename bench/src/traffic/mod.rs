@@ -1,6 +1,6 @@
 //! Traffic between pods, with a verdict: what was sent, what arrived, how it arrived.
 //!
-//! Own generators on plain sockets where the answer must be exact ([`udp`], [`tcp`], [`rtt`], [`icmp`]); `ping` and
+//! Own generators on plain sockets where the answer must be exact ([`udp`], [`tcp`], [`rtt`], [`icmp`], [`whoami`]); `ping` and
 //! `iperf3` where the tool that operators know is the point ([`tools`]). A socket is opened inside the namespace and
 //! used from ordinary threads. Nothing waits without a deadline, nothing spins.
 
@@ -9,6 +9,7 @@ pub mod rtt;
 pub mod tcp;
 pub mod tools;
 pub mod udp;
+pub mod whoami;
 
 use std::net::Ipv4Addr;
 

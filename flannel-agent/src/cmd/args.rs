@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     path::PathBuf,
     sync::LazyLock,
     time::Duration,
@@ -164,6 +165,9 @@ pub struct RunOptions {
     /// How much longer it stays fast without an answer
     #[arg(long, default_value = "500ms", value_name = "TIME", value_parser = duration)]
     pub fast_path_grace: Duration,
+    /// How long BPF goes on without a sign of life of the agent: longer than upgrades and crash loops take
+    #[arg(long, default_value = "10min", value_name = "TIME", value_parser = heartbeat)]
+    pub fast_path_heartbeat: Duration,
     /// Who says that the kernel has passed a flow: conntrack, read from the packet, or a rule that sets a mark
     #[arg(long, value_enum, default_value = "auto")]
     pub fast_path_attest: fastpath::Attest,
@@ -297,6 +301,24 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err(format!(
             "must be more than 0s and at most {}s",
             LONGEST.as_secs()
+        ));
+    }
+    Ok(time)
+}
+
+/// Shortest and longest heartbeat. The agent shows a sign of life several times within it, each of which costs a look at
+/// the whole node; and what the maps say must not be believed for ever.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(86_400);
+
+/// A heartbeat such as `10min`.
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; give a time such as 30s or 10min"))?;
+    if !HEARTBEATS.contains(&time) {
+        return Err(format!(
+            "must be at least {}s and at most {}h",
+            HEARTBEATS.start().as_secs(),
+            HEARTBEATS.end().as_secs() / 3600
         ));
     }
     Ok(time)

@@ -231,6 +231,7 @@ async fn agent(
         subnet_file: options.subnet_file.clone(),
         ip_masq: switches.ip_masq,
         fast_path: fastpath::Mode::from(options.fast_path) != fastpath::Mode::Off,
+        heartbeat: options.fast_path_heartbeat,
         strict: options.anti_spoof == AntiSpoof::Strict,
         hears_pods: events.hears_pods(),
     };
@@ -247,6 +248,7 @@ async fn agent(
         flows: options.fast_path_flows,
         revalidate: options.fast_path_revalidate,
         grace: options.fast_path_grace,
+        heartbeat: options.fast_path_heartbeat,
         strict: options.anti_spoof == AntiSpoof::Strict,
         state_file: liberal_state(&options.subnet_file),
     });

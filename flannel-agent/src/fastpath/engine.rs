@@ -9,7 +9,7 @@ use std::fs;
 use aya::Ebpf;
 use flannel_common::maps::{
     Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_BOTH_LEGS, FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT,
-    FLAG_TCP, LocalPod, POD_VIA_HOST,
+    FLAG_TCP, FLAG_XDP, LocalPod, POD_VIA_HOST,
 };
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, vxlan};
@@ -21,6 +21,7 @@ use super::hooks::{Attach, Hooks};
 use super::pin::Pins;
 use super::tables::{Contents, Tables, monotonic, nanoseconds};
 use super::tier::{self, Attest, Egress, Ingress};
+use super::xdp::NicXdp;
 use super::{AttachBy, Device, Error, Mode, Options, Pod, PodHook, Topology, object};
 use crate::kernel::conntrack;
 use crate::status;
@@ -47,11 +48,14 @@ pub struct Engine {
     tunnel: bool,
     bpf: Ebpf,
     hooks: Hooks,
+    xdp: NicXdp,
     tables: Tables,
     /// What keeps the whole node on the kernel path.
     failure: Option<Error>,
     /// What keeps single peers or pods there.
     trouble: Option<Error>,
+    /// What keeps the node on another receive tier than wanted.
+    tier: Option<Error>,
     pods: Vec<status::Pod>,
 }
 
@@ -88,6 +92,7 @@ impl Engine {
             AttachBy::Clsact => Attach::Clsact,
         };
         let hooks = Hooks::adopt(pins.clone(), attach, &mut bpf);
+        let xdp = NicXdp::adopt(pins.clone(), options.ingress == Ingress::Xdp, &mut bpf);
         for pin in pins.remove_other_versions()? {
             info!(pin, "removed a pin of another version");
         }
@@ -100,9 +105,11 @@ impl Engine {
             tunnel: false,
             bpf,
             hooks,
+            xdp,
             tables,
             failure: None,
             trouble: None,
+            tier: None,
             pods: Vec::new(),
         })
     }
@@ -134,7 +141,11 @@ impl Engine {
                 warn!(%error, "the fast path gives this node back to the kernel");
             }
             // One direction alone would starve conntrack of half of each connection.
-            for result in [self.tables.deactivate(), self.hooks.detach_all()] {
+            for result in [
+                self.tables.deactivate(),
+                self.xdp.detach(),
+                self.hooks.detach_all(),
+            ] {
                 if let Err(error) = result {
                     warn!(%error, "cleaning up after it");
                 }
@@ -152,7 +163,7 @@ impl Engine {
             topology.vtep.is_some() && topology.peers.iter().any(|peer| peer.vtep_mac.is_some());
         self.tunnel = tunnel;
         let direct = topology.peers.iter().any(|peer| peer.vtep_mac.is_none());
-        let at_nic = direct || (tunnel && self.options.ingress == Ingress::Nic);
+        let at_nic = direct || (tunnel && self.options.ingress != Ingress::Vtep);
         let at_vtep = topology
             .vtep
             .as_ref()
@@ -165,6 +176,13 @@ impl Engine {
             if let Some(device) = device {
                 self.attach_first(hook, device)?;
             }
+        }
+        // What it takes out of the tunnel needs the hook behind it.
+        self.tier = None;
+        if tunnel && self.options.ingress == Ingress::Xdp {
+            self.tier = self.xdp.attach(&mut self.bpf, &topology.uplink).err();
+        } else {
+            self.xdp.detach()?;
         }
         let learns = self.options.mode == Mode::Flow;
         let vtep = topology.vtep.as_ref().filter(|_| learns && tunnel);
@@ -190,11 +208,14 @@ impl Engine {
         };
         contents.set_peers(&topology.peers, topology.subnet.prefix_len());
         let ports = self.attach_pods(topology, &mut contents);
-        self.tables.beat(monotonic())?;
+        self.tables.beat(monotonic() + self.options.heartbeat)?;
         if let Err(error) = self.tables.sync(contents) {
             self.trouble = Some(error);
         }
         let attesters: Vec<u32> = attesters.iter().map(|device| device.index).collect();
+        if !learns {
+            self.hooks.let_probes_pass();
+        }
         self.hooks.prune(Hook::AttestOut, &attesters)?;
         for (hook, device) in receivers {
             let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();
@@ -370,9 +391,12 @@ impl Engine {
             if self.egress == Egress::Assist {
                 config.flags |= FLAG_ASSIST;
             }
-            if self.options.ingress == Ingress::Nic {
-                config.flags |= FLAG_DECAP;
-            }
+            config.uplink_mac = topology.uplink.mac;
+            config.flags |= match self.options.ingress {
+                Ingress::Vtep => 0,
+                Ingress::Xdp if self.xdp.device().is_some() => FLAG_XDP,
+                Ingress::Nic | Ingress::Xdp => FLAG_DECAP,
+            };
         }
         config
     }
@@ -384,17 +408,24 @@ impl Engine {
             .failure
             .as_ref()
             .or(self.trouble.as_ref())
+            .or(self.tier.as_ref())
             .or(self.strict.as_ref());
         if self.options.mode == Mode::Flow {
             status.attestation = Some(self.facts.attest().name().into());
             status.flows = self.tables.flows().ok();
+            status.revalidate_ms = Some(self.tables.revalidation().as_millis() as u64);
         }
         status.reason = problem.map(ToString::to_string);
         status.remedy = problem.map(|error| error.remedy().to_owned());
         status.attach = Some(self.hooks.kind().name().into());
+        let xdp = self
+            .xdp
+            .device()
+            .map(|device| (Hook::NicXdp.name(), device));
         status.hooks = self
             .hooks
             .list()
+            .chain(xdp)
             .map(|(program, device)| status::Hook {
                 device: device.into(),
                 program: program.into(),
@@ -408,6 +439,7 @@ impl Engine {
         };
         status.ingress = match (attached(Hook::NicIngress), attached(Hook::VtepIngress)) {
             (_, true) => Some("vtep".into()),
+            (true, false) if self.xdp.device().is_some() => Some("xdp".into()),
             (true, false) => Some("nic".into()),
             (false, false) => None,
         };

@@ -70,6 +70,14 @@ pub enum Error {
         /// The whole chain of causes.
         reason: String,
     },
+    /// XDP cannot be had on the node's interface.
+    #[error("--fast-path-ingress = xdp: not on {device}, so as nic: {reason}")]
+    Xdp {
+        /// The interface.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
     /// Somebody else acts on packets at a place that the fast path would lead them past.
     #[error("{what} on {device} must see the packets")]
     Bypass {
@@ -119,6 +127,9 @@ impl Error {
             }
             Self::Attach { .. } => {
                 "see the reason; the agent tries again at the next change and every few seconds"
+            }
+            Self::Xdp { .. } => {
+                "use an interface whose driver has native XDP beside its offloads and no other XDP program, or --fast-path-ingress=nic"
             }
             Self::Bypass { .. } => {
                 "move it to the pods' veths or remove it, and the fast path comes back by itself"

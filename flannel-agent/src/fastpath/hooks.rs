@@ -1,7 +1,8 @@
-//! Attached programs. One place owns every link: it is pinned when it is made, and what is pinned is what is attached.
+//! Attached programs of traffic control. One place owns every link: it is pinned when it is made, and what is pinned is
+//! what is attached.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::error::AttachCause as _;
-use super::pin::Pins;
+use super::pin::{PROBES_GONE, Pins};
 use super::sys;
 
 /// How programs are attached.
@@ -69,7 +70,12 @@ impl Hooks {
             own: own_programs(bpf),
         };
         for (name, ifindex) in hooks.pins.existing_links() {
-            let hook = Hook::ALL.into_iter().find(|hook| hook.name() == name);
+            if name == Hook::NicXdp.name() {
+                continue;
+            }
+            let hook = Hook::TRAFFIC_CONTROL
+                .into_iter()
+                .find(|hook| hook.name() == name);
             let replaced = match hook {
                 Some(hook) if attach == Attach::Tcx => hooks.replace(bpf, hook, ifindex),
                 _ => Ok(false),
@@ -130,12 +136,12 @@ impl Hooks {
         ifindex: u32,
         device: &str,
     ) -> Result<(), Error> {
-        // Who came later must see the packets as well, before they are taken away.
-        let overtaken = self.is_overtaken(hook, ifindex);
+        // Who came later must see the packets as well, before they are taken away. And a hook may have been taken away.
+        let again = self.is_overtaken(hook, ifindex) || self.is_missing(hook, ifindex);
         let devices = self.attached.entry(hook.name()).or_default();
         if let Some(name) = devices.get_mut(&ifindex) {
             device.clone_into(name);
-            if !overtaken {
+            if !again {
                 return Ok(());
             }
             devices.remove(&ifindex);
@@ -186,6 +192,13 @@ impl Hooks {
                 let ours = ids.iter().rposition(|id| self.own.contains(id));
                 ours.is_some_and(|position| position + 1 < ids.len())
             })
+    }
+
+    /// Whether somebody has detached the hook. A filter of clsact is believed to be there.
+    fn is_missing(&self, hook: Hook, ifindex: u32) -> bool {
+        self.attach == Attach::Tcx
+            && sys::tcx_programs(ifindex, side(hook.name()))
+                .is_ok_and(|ids| !ids.iter().any(|id| self.own.contains(id)))
     }
 
     /// Whether a program of somebody else runs on one side of an interface.
@@ -275,18 +288,35 @@ impl Hooks {
         result
     }
 
-    /// Detaches everything.
+    /// Detaches everything, what drops probes last.
     ///
     /// # Errors
     /// [`Error::Pin`] for the last that failed; all are tried.
     pub fn detach_all(&mut self) -> Result<(), Error> {
         let mut result = Ok(());
-        for hook in Hook::ALL {
+        for hook in Hook::FORWARDING {
+            if let Err(error) = self.prune(hook, &[]) {
+                result = Err(error);
+            }
+        }
+        self.let_probes_pass();
+        for hook in Hook::ATTESTING {
             if let Err(error) = self.prune(hook, &[]) {
                 result = Err(error);
             }
         }
         result
+    }
+
+    /// Waits until the probes that have been sent by now have come to where they are dropped, before that is taken away.
+    pub fn let_probes_pass(&self) {
+        let attached = |hook: Hook| {
+            let devices = self.attached.get(hook.name());
+            devices.is_some_and(|devices| !devices.is_empty())
+        };
+        if Hook::ATTESTING.into_iter().any(attached) {
+            thread::sleep(PROBES_GONE);
+        }
     }
 
     fn pin_name(&self, program: &str) -> String {
@@ -299,7 +329,7 @@ fn own_programs(bpf: &Ebpf) -> BTreeSet<u32> {
         let program: &SchedClassifier = bpf.program(hook.name())?.try_into().ok()?;
         program.info().ok().map(|info| info.id())
     };
-    Hook::ALL.into_iter().filter_map(id).collect()
+    Hook::TRAFFIC_CONTROL.into_iter().filter_map(id).collect()
 }
 
 /// A program of the object, loaded into the kernel.
@@ -369,6 +399,17 @@ fn detach_filter(device: &str, program: &str) -> Result<(), TcError> {
     }
 }
 
+/// Whether the pin is that of a program that learns behind the kernel's forwarding.
+pub fn attests(pin: &std::path::Path) -> bool {
+    let name = pin
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let name = name.strip_prefix(Attach::Clsact.prefix()).unwrap_or(name);
+    name.rsplit_once('-')
+        .is_some_and(|(program, _)| side(program) == TcAttachType::Egress)
+}
+
 /// Where a program sits: those that learn behind the kernel's forwarding, all others in front of it.
 fn side(program: &str) -> TcAttachType {
     let attests = |hook: Hook| hook.name() == program;
@@ -392,7 +433,11 @@ fn is_exists(error: &TcError) -> bool {
     false
 }
 
-fn index_name(ifindex: u32) -> io::Result<String> {
+/// The name of an interface.
+///
+/// # Errors
+/// What the kernel says.
+pub fn index_name(ifindex: u32) -> io::Result<String> {
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::DGRAM,

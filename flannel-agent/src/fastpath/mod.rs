@@ -7,6 +7,7 @@ mod btf;
 mod bypass;
 mod engine;
 mod error;
+mod ethtool;
 pub mod facts;
 mod hooks;
 pub mod object;
@@ -18,6 +19,7 @@ mod table;
 mod tables;
 pub mod tier;
 mod topology;
+mod xdp;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -105,6 +107,8 @@ pub struct Options {
     pub revalidate: Duration,
     /// How much longer it stays fast without an answer.
     pub grace: Duration,
+    /// How long programs act without a sign of life of the agent.
+    pub heartbeat: Duration,
     /// Whether packets with a source address that is not their sender's are dropped.
     pub strict: bool,
     /// Where the former value of a host setting is noted that the fast path changes.

@@ -4,20 +4,24 @@
 //! agent from adopting maps of another layout: the kernel does not compare sizes when a pin is opened.
 
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::time::Duration;
+use std::{fs, io, thread};
 
 use flannel_common::maps::ABI;
 use rustix::fs::statfs;
 use rustix::mount::{MountFlags, mount};
 
 use super::Error;
-use super::hooks::remove_pin;
+use super::hooks::{self, remove_pin};
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// Where the kernel's own directory for the BPF file system is.
 const BPF_FS: &str = "/sys/fs/bpf";
+
+/// By then probes that were under way are past the hook that drops them: they wait in queues of this machine at most.
+pub const PROBES_GONE: Duration = Duration::from_millis(10);
 
 /// The pins of one node.
 #[derive(Clone, Debug)]
@@ -144,9 +148,17 @@ fn remove_tree(path: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
         .map_err(failed(path))?
         .flatten()
         .collect();
-    entries.sort_by_key(fs::DirEntry::file_name); // "links" before "maps"
+    entries.sort_by_key(|entry| rank(&entry.path()));
+    let mut probes = false;
     for entry in entries {
         let path = entry.path();
+        if hooks::attests(&path) {
+            if std::mem::take(&mut probes) {
+                thread::sleep(PROBES_GONE);
+            }
+        } else {
+            probes = !path.is_dir();
+        }
         if path.is_dir() {
             remove_tree(&path, removed)?;
             continue;
@@ -162,4 +174,33 @@ fn remove_tree(path: &Path, removed: &mut Vec<String>) -> Result<(), Error> {
         removed.push(path.display().to_string());
     }
     fs::remove_dir(path).map_err(failed(path))
+}
+
+/// The order of removal: "links" before "maps"; of the links, those that send probes before those that drop them.
+fn rank(pin: &Path) -> (bool, PathBuf) {
+    (hooks::attests(pin), pin.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drops_probes_is_removed_last() {
+        let names = [
+            "attest_in-7",
+            "attest_out-3",
+            "clsact-attest_in-8",
+            "bridge_egress-4",
+            "clsact-pod_egress-8",
+            "nic_ingress-2",
+            "pod_egress-7",
+            "vtep_ingress-3",
+        ];
+        let mut pins: Vec<&Path> = names.iter().map(Path::new).collect();
+        pins.sort_by_key(|pin| rank(pin));
+        let last: Vec<bool> = pins.iter().map(|pin| hooks::attests(pin)).collect();
+        assert_eq!(last, [false, false, false, false, false, true, true, true]);
+        assert!(rank(Path::new("links")) < rank(Path::new("maps")));
+    }
 }

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Instant;
 
 use aya::Ebpf;
-use aya::programs::SchedClassifier;
 use flannel_common::maps::MAX_FLOWS;
 use flannel_common::outcome::Hook;
 use rustix::process::getpid;
@@ -19,7 +18,7 @@ use super::facts::Facts;
 use super::hooks::{self, Attach, Hooks};
 use super::pin::{self, Pins};
 use super::tier::{self, Attest, Egress, Ingress};
-use super::{Error, object, sys};
+use super::{Error, object, sys, xdp};
 
 /// The directory of the probe's pins is named after the process: an agent may be running.
 const PIN_DIR: &str = "/sys/fs/bpf/flannel-probe-";
@@ -85,6 +84,7 @@ pub fn run(object: Option<&Path>, attest: Attest) -> Result<Report, Error> {
     let ingress = match Ingress::default() {
         Ingress::Nic => "nic",
         Ingress::Vtep => "vtep",
+        Ingress::Xdp => "xdp",
     };
     // A thread that has changed its namespace is not used for anything else.
     let attach = thread::scope(|scope| scope.spawn(|| attach_all(&mut bpf)).join())
@@ -103,12 +103,15 @@ pub fn run(object: Option<&Path>, attest: Attest) -> Result<Report, Error> {
 }
 
 fn load(bpf: &mut Ebpf, hook: Hook) -> Result<Program, Error> {
-    let start = Instant::now();
-    let loaded: &mut SchedClassifier = hooks::program(bpf, hook.name())?;
-    let load_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     /// Bytes of an instruction (`struct bpf_insn`).
     const INSTRUCTION: u32 = 8;
-    let info = loaded.info().ok();
+    let start = Instant::now();
+    let info = match hook {
+        Hook::NicXdp => xdp::program(bpf)?.info(),
+        _ => hooks::program(bpf, hook.name())?.info(),
+    };
+    let load_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let info = info.ok();
     Ok(Program {
         name: hook.name().into(),
         verified: info
@@ -121,7 +124,8 @@ fn load(bpf: &mut Ebpf, hook: Hook) -> Result<Program, Error> {
     })
 }
 
-/// Attaches every program in a new namespace, and detaches it.
+/// Attaches every program of traffic control in a new namespace, and detaches it. XDP is attached natively or not at
+/// all, which is up to the driver of the node's interface.
 fn attach_all(bpf: &mut Ebpf) -> Result<Attach, Error> {
     let (index, device) = LOOPBACK;
     sys::enter_new_network()
@@ -130,7 +134,7 @@ fn attach_all(bpf: &mut Ebpf) -> Result<Attach, Error> {
     let pins = Pins::new(&directory);
     pins.create()?;
     let mut hooks = Hooks::adopt(pins, Attach::Tcx, bpf);
-    let attached = Hook::ALL
+    let attached = Hook::TRAFFIC_CONTROL
         .into_iter()
         .try_for_each(|hook| hooks.attach_first(bpf, hook, index, device, true));
     let detached = hooks.detach_all();

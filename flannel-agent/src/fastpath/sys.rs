@@ -10,6 +10,8 @@ use aya::programs::TcAttachType;
 use bytemuck::Pod;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::ethtool::BLOCKS;
+
 /// `BPF_OBJ_GET` of include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
 /// `BPF_LINK_DETACH` of include/uapi/linux/bpf.h, kernel 5.9 (commit 73b11c2ab072).
@@ -170,6 +172,66 @@ pub fn tcx_programs(ifindex: u32, side: TcAttachType) -> io::Result<Vec<u32>> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// `SIOCETHTOOL` of include/uapi/linux/sockios.h.
+const SIOCETHTOOL: libc::Ioctl = 0x8946;
+/// `ETHTOOL_GFEATURES` of include/uapi/linux/ethtool.h.
+const ETHTOOL_GFEATURES: u32 = 0x3a;
+
+/// `struct ethtool_gfeatures` with room for the features of any kernel.
+#[derive(Default)]
+#[repr(C)]
+struct GetFeatures {
+    command: u32,
+    size: u32,
+    blocks: [FeatureBlock; BLOCKS],
+}
+
+/// `struct ethtool_get_features_block`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct FeatureBlock {
+    available: u32,
+    requested: u32,
+    active: u32,
+    never_changed: u32,
+}
+
+/// The features that are in force on an interface, in blocks of 32.
+///
+/// # Errors
+/// What the kernel says.
+pub fn active_features(device: &str) -> io::Result<[u32; BLOCKS]> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    let mut answer = GetFeatures {
+        command: ETHTOOL_GFEATURES,
+        size: BLOCKS as u32,
+        ..GetFeatures::default()
+    };
+    let mut name = [0; libc::IFNAMSIZ];
+    if device.len() >= name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (slot, byte) in name.iter_mut().zip(device.bytes()) {
+        *slot = byte as libc::c_char;
+    }
+    let mut request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_data: (&raw mut answer).cast(),
+        },
+    };
+    // SAFETY: the request holds a name that ends with zero and a pointer to an answer that has room for as many blocks
+    // as it says, and outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(answer.blocks.map(|block| block.active))
 }
 
 /// Counts the entries of a hash map with these keys and values. Entries that come and go meanwhile may be missed or

@@ -28,10 +28,6 @@ use crate::status::Counters;
 type Hash<V> = HashMap<MapData, Plain<Be32>, Plain<V>>;
 type Trie<V> = LpmTrie<MapData, Plain<Be32>, Plain<V>>;
 
-/// How long programs act without a sign of life of the agent: upgrades and crash loops take minutes, and what they know
-/// stays true for longer.
-const HEARTBEAT: Duration = Duration::from_secs(600);
-
 /// All maps.
 pub struct Tables {
     control: Array<MapData, Plain<Control>>,
@@ -144,13 +140,13 @@ impl Tables {
         results.into_iter().collect()
     }
 
-    /// Tells programs that the agent is alive, and so when they may stop believing it.
+    /// Tells programs that the agent is alive, and so until when they may believe it.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn beat(&mut self, now: Duration) -> Result<(), Error> {
+    pub fn beat(&mut self, until: Duration) -> Result<(), Error> {
         let mut control = self.control()?;
-        control.expires = nanoseconds(now + HEARTBEAT);
+        control.expires = nanoseconds(until);
         self.set_control(control)
     }
 
@@ -194,6 +190,12 @@ impl Tables {
     /// What the kernel says.
     pub fn flows(&self) -> io::Result<u64> {
         sys::count_entries::<FlowKey, Flow>(self.flows.fd().as_fd())
+    }
+
+    /// The age from which the programs probe a flow; zero if there is none.
+    pub fn revalidation(&self) -> Duration {
+        let config = self.current().unwrap_or_default();
+        Duration::from_nanos(config.revalidate_after)
     }
 
     fn current(&self) -> Result<Config, Error> {
@@ -248,6 +250,7 @@ impl Tables {
                     (Outcome::Fast, Hook::NicIngress | Hook::VtepIngress) => {
                         counters.fast_ingress += packets
                     }
+                    (Outcome::Decapsulated, _) => counters.decapsulated += packets,
                     _ if packets > 0 => {
                         let counters = if Hook::ATTESTING.contains(&hook) {
                             &mut counters.attest

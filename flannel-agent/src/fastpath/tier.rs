@@ -62,14 +62,17 @@ pub enum Ingress {
     Nic,
     /// At the VXLAN device, after the kernel has decapsulated.
     Vtep,
+    /// At the node's interface, decapsulated by XDP before the kernel has made packets of frames; as `nic` where the
+    /// driver has no native XDP or would give up offloads for it.
+    Xdp,
 }
 
-/// Loads every program that may be attached: a kernel that refuses one of them gets none, instead of half a fast path.
+/// Loads every program that cannot be done without: a kernel that refuses one of them gets none, instead of half a fast path.
 ///
 /// # Errors
 /// [`Error::Missing`] or [`Error::Program`].
 pub fn load_programs(bpf: &mut Ebpf) -> Result<(), Error> {
-    for hook in Hook::ALL {
+    for hook in Hook::TRAFFIC_CONTROL {
         program(bpf, hook.name())?;
     }
     Ok(())

@@ -32,7 +32,7 @@ pub struct Topology {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// Interface index.
     pub index: u32,

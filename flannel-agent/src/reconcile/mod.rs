@@ -25,6 +25,9 @@ use crate::{fastpath, kernel::events::Events, lease};
 
 /// All is read again at this interval, in case an event was missed; upstream's for routes.
 const RESYNC: Duration = Duration::from_secs(10);
+
+/// How often within its heartbeat the fast path must be shown a sign of life at least: a late one is none lost.
+const BEATS: u32 = 4;
 /// Passes that read the kernel's state keep this distance, so that a burst of events costs one pass.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// First pause before something that failed is tried again; doubles up to `RETRY_MAX`.
@@ -66,7 +69,7 @@ pub struct Inputs {
 /// # Errors
 /// When netlink events cannot be received any more.
 pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Result<()> {
-    let mut timer = interval(RESYNC);
+    let mut timer = interval(RESYNC.min(reconciler.heartbeat() / BEATS));
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut dirty = Dirty::all();
     let mut last_read = Instant::now() - DEBOUNCE;

@@ -1,6 +1,6 @@
 //! One pass: read what is out of date, compare, repair, tell the fast path.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use flannel_common::addr::Mac;
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub ip_masq: bool,
     /// Whether a fast path was asked for, which needs to know next hops.
     pub fast_path: bool,
+    /// How long the fast path goes on without a sign of life.
+    pub heartbeat: Duration,
     /// Whether packets with a source that is not their sender's are dropped.
     pub strict: bool,
     /// Whether events from inside pods' namespaces are heard.
@@ -113,6 +115,11 @@ impl Reconciler {
         self.fast_path.change(mode);
         self.settings.fast_path = mode != fastpath::Mode::Off;
         self.topology = None;
+    }
+
+    /// How long the fast path goes on without a pass.
+    pub fn heartbeat(&self) -> Duration {
+        self.settings.heartbeat
     }
 
     /// This node's subnet.

@@ -19,6 +19,8 @@ use crate::support::{Outcome, Setting, shell, udp_arrives, with_cluster};
 
 /// How many bytes a stream sends: long enough for many revalidations.
 const STREAM: u64 = 2_000_000_000;
+/// How many bytes a stream of aggregates sends.
+const AGGREGATED: u64 = 500_000_000;
 /// How long a request may take.
 const LIMIT: Duration = Duration::from_secs(5);
 /// One packet in so many may take the kernel's path: handshake, end, turning fast.
@@ -29,10 +31,22 @@ const OUT_OF_ORDER: [&str; 2] = ["TcpExt.TCPOFOQueue", "TcpExt.TCPSACKReorder"];
 /// A stream is fast in both directions from its handshake on, stays in order while it turns fast and while it is
 /// revalidated every 50 ms, and leaves no probe behind.
 pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
+    stays_in_order(setting, "--fast-path-ingress=nic")
+}
+
+/// So it does where packets from other nodes are taken up behind the VXLAN device, which merges them: a probe is merged
+/// with none, for it would be dropped with it. (Its time to live keeps it apart, by which GRO goes: `inet_gro_receive`.)
+pub(crate) fn a_stream_that_the_device_merges_stays_in_order(setting: Setting) -> Outcome {
+    stays_in_order(setting, "--fast-path-ingress=vtep")
+}
+
+/// As [`a_stream_stays_in_order`], on the receive tier that `argument` asks for.
+pub(crate) fn stays_in_order(setting: Setting, argument: &str) -> Outcome {
     let mut agent = setting.agent();
     agent.arguments.extend([
         "--fast-path-revalidate=50ms".into(),
         "--fast-path-grace=500ms".into(),
+        argument.into(),
     ]);
     // Single packets: an aggregate is in order by itself.
     let config = ClusterConfig {
@@ -47,6 +61,8 @@ pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
             unreachable!("two nodes were asked for")
         };
         let (client, server) = (pod(from)?, pod(to)?);
+        let tier = to.agent().status()?.fast_path.ingress.unwrap_or_default();
+        ensure!(argument.ends_with(&tier), "{argument}, but {tier}");
         let order = |pod: &Pod| {
             let counters = Protocols::read(pod.netns())?;
             anyhow::Ok(OUT_OF_ORDER.map(|name| counters.get(name)))
@@ -74,6 +90,34 @@ pub(crate) fn a_stream_stays_in_order(setting: Setting) -> Outcome {
             ensure!(done > 0, "{}: no probe: {counted:?}", node.name());
             ensure!(of(counted, "killed") == 0, "{}: {counted:?}", node.name());
         }
+        Ok(())
+    })
+}
+
+/// Aggregates are judged by their segments, so a stream of them is fast although each is many times the MTU.
+pub(crate) fn aggregates_are_fast(setting: Setting) -> Outcome {
+    with_cluster(setting.pair(), |cluster| {
+        let [from, to] = cluster.nodes() else {
+            unreachable!("two nodes were asked for")
+        };
+        let (client, server) = (pod(from)?, pod(to)?);
+        let before = (counters(from)?, counters(to)?);
+        let plan = TcpPlan {
+            bytes: AGGREGATED,
+            rate: None,
+        };
+        let report = tcp::run(&client, &server, plan)?;
+        ensure!(report.is_intact(), "{report:?}");
+        let sent = counters(from)?.since(&before.0);
+        let received = counters(to)?.since(&before.1);
+        mostly_fast("sender", &sent)?;
+        mostly_fast("receiver", &received)?;
+        let single = AGGREGATED / setting.pod_mtu() as u64;
+        ensure!(
+            sent.fast_egress < single / 4,
+            "no aggregates: {} packets: {sent:?}",
+            sent.fast_egress
+        );
         Ok(())
     })
 }
@@ -155,26 +199,26 @@ pub(crate) fn connections_close_properly(setting: Setting) -> Outcome {
     })
 }
 
-fn pod(node: &Node) -> anyhow::Result<Pod> {
+pub(crate) fn pod(node: &Node) -> anyhow::Result<Pod> {
     let mut pods = node.pods();
     ensure!(!pods.is_empty(), "a node without a pod");
     Ok(pods.swap_remove(0))
 }
 
-fn counters(node: &Node) -> anyhow::Result<Counters> {
+pub(crate) fn counters(node: &Node) -> anyhow::Result<Counters> {
     let agent = node.try_agent().context("a node without an agent")?;
     Ok(agent.status()?.fast_path.counters)
 }
 
 /// Packets by what was learned from them, at both hooks that learn.
-fn of(counters: &Counters, outcome: &str) -> u64 {
+pub(crate) fn of(counters: &Counters, outcome: &str) -> u64 {
     let named = |name: &&String| name.rsplit('/').next() == Some(outcome);
     let names = counters.attest.keys().filter(named);
     names.map(|name| counters.attest[name]).sum()
 }
 
 /// Asserts that nearly all packets of pods were fast, out and in.
-fn mostly_fast(what: &str, counted: &Counters) -> Outcome {
+pub(crate) fn mostly_fast(what: &str, counted: &Counters) -> Outcome {
     let declined = |hook: &str| {
         let names = counted.declined.iter();
         let of_flows = names.filter(|(name, _)| {
@@ -199,7 +243,7 @@ fn mostly_fast(what: &str, counted: &Counters) -> Outcome {
 }
 
 /// Runs `work`, and the threads that it starts, on the processor that this thread is on.
-fn on_one_processor<T>(work: impl FnOnce() -> T) -> anyhow::Result<T> {
+pub(crate) fn on_one_processor<T>(work: impl FnOnce() -> T) -> anyhow::Result<T> {
     let before = sched_getaffinity(None)?;
     let mut one = CpuSet::new();
     one.set(sched_getcpu());

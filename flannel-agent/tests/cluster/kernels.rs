@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use lab::traffic::icmp::Pinger;
-use lab::traffic::rtt::{Transport, round_trips};
+use lab::traffic::rtt::Transport;
 use lab::traffic::tcp::{self, TcpPlan};
 use lab::wait::patient;
-use lab::{Node, Pod, process, underlay};
+use lab::{Netns, Node, process, underlay};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket, sockopt};
 
-use crate::permission::{LIMIT, Pair, with_pair};
+use crate::service_pair::{Pair, with_pair};
 use crate::support::{Outcome, Setting, wait_pods_served, with_cluster};
 
+/// How long a request may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// Requests of one look at the counters.
 const TRIPS: u64 = 300;
 /// How many of them may miss the fast path at each hook: handshake and end.
@@ -31,11 +33,11 @@ const STREAM: u64 = 2_000_000;
 
 /// Ping and a stream arrive, and nearly all packets of a connection are fast at all four hooks on their way.
 pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
-    with_pair(setting, |pair| {
-        ping(&pair.client, &[pair.server.address()])?;
+    with_pair(setting.pair(), |pair| {
+        ping(pair.client.netns(), pair.server.address())?;
         all_legs_are_fast(pair)?;
         for (from, to) in [(&pair.client, &pair.server), (&pair.server, &pair.client)] {
-            let before = pair.counters()?;
+            let before = pair.count()?;
             let plan = TcpPlan {
                 bytes: STREAM,
                 rate: None,
@@ -45,13 +47,11 @@ pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
                 report.is_intact() && report.received == STREAM,
                 "{report:?}"
             );
-            for (now, before) in pair.counters()?.iter().zip(&before) {
-                let counted = now.since(before);
-                ensure!(
-                    counted.fast_egress > 0 && counted.fast_ingress > 0,
-                    "a stream that was not fast: {counted:?}"
-                );
-            }
+            let fast = pair.count()?.since(&before);
+            ensure!(
+                fast.iter().all(|packets| *packets > 0),
+                "a stream that was not fast: {fast:?}"
+            );
         }
         Ok(())
     })
@@ -61,33 +61,28 @@ pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
 fn all_legs_are_fast(pair: &Pair<'_>) -> Outcome {
     let start = Instant::now();
     loop {
-        let before = pair.counters()?;
-        round_trips(
-            &pair.client,
-            pair.direct(),
-            Transport::Tcp,
-            TRIPS as usize,
-            64,
-            patient(LIMIT),
-        )?;
-        let now = pair.counters()?;
-        let counted = [now[0].since(&before[0]), now[1].since(&before[1])];
-        if counted
-            .iter()
-            .all(|counted| counted.fast_egress.min(counted.fast_ingress) >= TRIPS - FEW)
-        {
+        let before = pair.count()?;
+        let mut flow = pair.open(pair.direct(), Transport::Tcp, 0, patient(LIMIT))?;
+        for _ in 0..TRIPS {
+            flow.ask()?;
+        }
+        flow.close()?;
+        let now = pair.count()?;
+        let fast = now.since(&before);
+        if fast.iter().all(|packets| *packets >= TRIPS - FEW) {
             return Ok(());
         }
         ensure!(
             start.elapsed() < patient(SETTLED),
-            "of {TRIPS} requests not all were fast: {counted:?}"
+            "of {TRIPS} requests not all were fast: {fast:?}: {:?}",
+            now.all_since(&before)
         );
     }
 }
 
-fn ping(from: &Pod, targets: &[Ipv4Addr]) -> Outcome {
-    let times = Pinger::new(from.netns())?.round(targets, patient(LIMIT))?;
-    ensure!(times.iter().all(Option::is_some), "{targets:?}: {times:?}");
+fn ping(from: &Netns, target: Ipv4Addr) -> Outcome {
+    let times = Pinger::new(from)?.round(&[target], patient(LIMIT))?;
+    ensure!(times[0].is_some(), "no answer from {target}");
     Ok(())
 }
 
@@ -116,7 +111,7 @@ pub(crate) fn is_absent(path: &str, module: &str) -> bool {
 /// Nodes that reach each other by a tagged interface are fast; frames with a further tag, which pass that interface too,
 /// are left to the kernel, which delivers them.
 pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
-    with_pair(setting, |pair| {
+    with_pair(setting.pair(), |pair| {
         let nodes = [pair.client_node, pair.server_node];
         for node in nodes {
             node.agent().stop()?;
@@ -135,12 +130,10 @@ pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
         }
         all_legs_are_fast(pair)?;
 
-        let before = pair.counters()?;
+        let before = pair.count()?;
         let inner = tagged_address(pair.server_node, INNER_TAG);
-        let times = Pinger::new(pair.client_node.netns())?.round(&[inner], patient(LIMIT))?;
-        ensure!(times.iter().all(Option::is_some), "{inner}: {times:?}");
-        for (now, before) in pair.counters()?.iter().zip(&before) {
-            let counted = now.since(before);
+        ping(pair.client_node.netns(), inner)?;
+        for counted in pair.count()?.all_since(&before) {
             let tagged = counted.declined.get("nic_ingress/vlan").copied();
             ensure!(tagged.unwrap_or_default() > 0, "{counted:?}");
         }

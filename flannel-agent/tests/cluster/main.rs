@@ -4,33 +4,51 @@
 //! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
 //! of its own, so any number of them run side by side.
 
+mod away;
 mod bypass;
 mod cleanup;
 mod config;
 mod declined;
+mod dialog;
+mod differential;
+mod escape;
 mod fallback;
+mod floods;
 mod flow;
+mod headers;
 mod ipvs;
 mod kernels;
+mod legs;
+mod life;
+mod marks;
 mod matrix;
 mod meter;
 mod mixed;
+mod mtu;
 mod nodes;
+mod offloads;
+mod pair;
 mod permission;
+mod policies;
 mod repair;
 mod restart;
 mod routes;
 mod rules;
+mod scenarios;
+mod service_pair;
+mod services;
 mod spoofing;
 mod support;
 mod tiers;
+mod window;
 mod wire;
+mod xdp;
 
 use std::process::ExitCode;
 
-use lab::signals;
+use lab::{services::Form, signals};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use support::{Backend, Outcome, Path, Setting};
+use support::{Backend, Outcome, Path, Setting, Skipped};
 
 /// A test of one backend on one path.
 type Test = fn(Setting) -> Outcome;
@@ -88,6 +106,10 @@ const CONTROL: &[(&str, Test)] = &[
         spoofing::rules_drop_what_has_a_false_source,
     ),
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    (
+        "readme_has_the_table_that_is_asserted",
+        scenarios::readme_has_the_table,
+    ),
     (
         "a_lease_that_another_node_took_is_left_to_it",
         repair::stolen_lease,
@@ -153,11 +175,34 @@ const FAST: &[(&str, Test)] = &[
 const FAST_VXLAN: &[(&str, Test)] = &[
     ("the_device_receives", tiers::received_at_the_device),
     ("the_device_sends", tiers::sent_by_the_device),
+    ("xdp_receives", xdp::xdp_receives),
+    (
+        "an_xdp_program_of_others_stays",
+        xdp::an_xdp_program_of_others_stays,
+    ),
+    ("xdp_goes_with_its_option", xdp::xdp_goes_with_its_option),
 ];
 
 /// Tests of what the kernel was told to do to pods' flows: on its own path, and where flows need its permission.
 const RULED: &[(&str, Test)] = &[
-    ("services_work", permission::services_work),
+    ("services_work_by_iptables_nft", |setting| {
+        services::work(setting, Form::IptablesNft, true)
+    }),
+    ("services_work_by_iptables_legacy", |setting| {
+        services::work(setting, Form::IptablesLegacy, true)
+    }),
+    ("services_work_by_nftables", |setting| {
+        services::work(setting, Form::Nftables, true)
+    }),
+    ("services_work_by_iptables_nft_unbridged", |setting| {
+        services::work(setting, Form::IptablesNft, false)
+    }),
+    ("services_work_by_iptables_legacy_unbridged", |setting| {
+        services::work(setting, Form::IptablesLegacy, false)
+    }),
+    ("services_work_by_nftables_unbridged", |setting| {
+        services::work(setting, Form::Nftables, false)
+    }),
     (
         "one_port_for_pod_and_service",
         permission::one_port_for_pod_and_service,
@@ -166,7 +211,31 @@ const RULED: &[(&str, Test)] = &[
         "one_port_after_conntrack_forgot",
         permission::one_port_after_conntrack_forgot,
     ),
-    ("policies_are_obeyed", permission::policies_are_obeyed),
+    (
+        "one_port_for_two_connections",
+        permission::one_port_for_two_connections,
+    ),
+    (
+        "one_port_for_one_connection_after_another",
+        permission::one_port_for_one_connection_after_another,
+    ),
+    ("revoked_flows_end", policies::revoked_flows_end),
+    (
+        "revoked_flows_end_sooner_if_wanted",
+        policies::revoked_flows_end_sooner_if_wanted,
+    ),
+    (
+        "new_flows_get_past_no_policy",
+        policies::new_flows_get_past_no_policy,
+    ),
+    (
+        "policies_for_new_flows_end_none",
+        policies::policies_for_new_flows_end_none,
+    ),
+    (
+        "connections_end_as_in_the_kernel",
+        life::connections_end_as_in_the_kernel,
+    ),
 ];
 
 /// Tests of flow permission, with every backend.
@@ -185,6 +254,15 @@ const FLOW: &[(&str, Test)] = &[
         flow::datagrams_turn_fast_when_assured,
     ),
     ("modes_change_without_loss", restart::modes_change),
+    ("a_stream_learns_the_mtu", mtu::a_stream_learns_the_mtu),
+    (
+        "a_stream_comes_back_to_the_kernel",
+        window::a_stream_comes_back_to_the_kernel,
+    ),
+    (
+        "tcp_never_leaves_a_strict_conntrack",
+        window::tcp_never_leaves_a_strict_conntrack,
+    ),
     (
         "connections_close_properly",
         flow::connections_close_properly,
@@ -215,22 +293,157 @@ const SPECIAL_RULED: &[(&str, Test, Lacks)] = &[(
     ipvs::is_lacking,
 )];
 
+/// Tests of flow permission that do not depend on what attests, with every backend.
+const FLOW_TRAFFIC: &[(&str, Test)] = &[
+    (
+        "random_packets_fare_alike",
+        differential::random_packets_fare_alike,
+    ),
+    ("aggregates_are_fast", flow::aggregates_are_fast),
+];
+
+/// Tests of what permitted flows must have in common with the kernel's own path, on both.
+const TRAFFIC: &[(&str, Test)] = &[
+    ("hops_are_the_kernels", headers::hops_are_the_kernels),
+    (
+        "a_narrower_path_is_learned",
+        headers::a_narrower_path_is_learned,
+    ),
+    (
+        "content_is_right_with_any_offloads",
+        offloads::any_combination,
+    ),
+    (
+        "aggregates_are_passed_on_by_a_router",
+        offloads::passed_on_by_a_router,
+    ),
+    (
+        "aggregates_are_passed_on_by_a_bridge",
+        offloads::passed_on_by_a_bridge,
+    ),
+    (
+        "aggregates_of_datagrams_arrive",
+        offloads::datagram_aggregates,
+    ),
+    ("jumbo_frames_get_through", offloads::jumbo_frames),
+];
+
+/// Tests of flow permission that do not depend on who attests.
+const FLOW_LIFE: &[(&str, Test)] = &[
+    (
+        "half_closed_downloads_stay_fast",
+        life::half_closed_downloads_stay_fast,
+    ),
+    ("flows_come_back", life::flows_come_back),
+    ("one_node_alone_is_fast", life::one_node_alone_is_fast),
+    (
+        "probes_without_a_hook_reach_nobody",
+        escape::probes_without_a_hook_reach_nobody,
+    ),
+    (
+        "redirected_packets_end_no_flow",
+        marks::redirected_packets_end_no_flow,
+    ),
+    ("tags_stay_on_their_node", marks::tags_stay_on_their_node),
+    (
+        "without_a_heartbeat_the_kernel_carries",
+        away::without_a_heartbeat_the_kernel_carries,
+    ),
+    (
+        "flows_stay_fast_without_the_agent",
+        away::flows_stay_fast_without_the_agent,
+    ),
+];
+
+/// Tests of flow permission that depend neither on who attests nor on the backend.
+const FLOW_ALONE: &[(&str, Test)] = &[
+    (
+        "one_way_datagrams_outlive_short_timeouts",
+        life::one_way_datagrams_outlive_short_timeouts,
+    ),
+    ("scans_leave_nothing", floods::scans_leave_nothing),
+    (
+        "more_flows_than_the_map_holds_are_slow",
+        floods::more_flows_than_the_map_holds,
+    ),
+    (
+        "probes_on_a_turned_route_reach_nobody",
+        escape::probes_on_a_turned_route_reach_nobody,
+    ),
+    (
+        "one_probe_at_most_reaches_a_pod",
+        escape::one_probe_at_most_reaches_a_pod,
+    ),
+    (
+        "probes_with_another_time_to_live_reach_nobody",
+        escape::probes_with_another_time_to_live_reach_nobody,
+    ),
+    (
+        "probes_across_changes_reach_nobody",
+        escape::probes_across_changes_reach_nobody,
+    ),
+    (
+        "a_stream_that_the_device_merges_stays_in_order",
+        flow::a_stream_that_the_device_merges_stays_in_order,
+    ),
+    (
+        "xdp_keeps_a_stream_in_order",
+        xdp::xdp_keeps_a_stream_in_order,
+    ),
+    (
+        "pods_that_come_and_go_make_no_other_cold",
+        away::pods_that_come_and_go_make_no_other_cold,
+    ),
+    (
+        "a_changed_lease_makes_its_own_flows_cold",
+        away::a_changed_lease_makes_its_own_flows_cold,
+    ),
+];
+
+/// Tests of marks, whoever attests.
+const MARKS: &[(&str, Test)] = &[(
+    "copied_marks_harm_nothing",
+    marks::copied_marks_harm_nothing,
+)];
+
+/// Tests of attestation by a mark.
+const MARKED: &[(&str, Test)] = &[
+    (
+        "routing_by_the_mark_catches_nothing",
+        marks::routing_by_the_mark_catches_nothing,
+    ),
+    (
+        "marks_of_others_attest_nothing",
+        marks::marks_of_others_attest_nothing,
+    ),
+];
+
 /// Wrong BPF objects, each with a test that must fail on it and what it must say: a test that cannot fail proves nothing.
 const CAUGHT: &[(&str, Test, &str)] = &[
     (
         "broken-no-nat-test",
         permission::one_port_for_pod_and_service,
-        "an answer of 8 bytes from",
+        "an answer of 1024 bytes from",
     ),
     (
         "broken-no-kill",
         permission::one_port_after_conntrack_forgot,
-        "an answer of 8 bytes from",
+        "an answer of 1024 bytes from",
     ),
     (
         "broken-probes-reorder",
         flow::a_stream_stays_in_order,
         "out of order",
+    ),
+    (
+        "broken-no-gso-size",
+        mtu::a_stream_learns_the_mtu,
+        "packets were sent that the wire does not take",
+    ),
+    (
+        "broken-no-be-liberal",
+        window::tcp_never_leaves_a_strict_conntrack,
+        "packets were INVALID",
     ),
 ];
 
@@ -250,7 +463,12 @@ fn main() -> ExitCode {
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
+            let flow_traffic = flow.map(|_| FLOW_TRAFFIC);
+            let life = flow.map(|_| FLOW_LIFE);
+            let marks = flow.map(|_| MARKS);
+            let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
+            let traffic = ruled.map(|_| TRAFFIC);
             let tests = [
                 Some(EVERYWHERE),
                 vxlan,
@@ -258,7 +476,12 @@ fn main() -> ExitCode {
                 fast,
                 fast_vxlan,
                 flow,
+                flow_traffic,
+                life,
+                marks,
+                alone,
                 ruled,
+                traffic,
             ];
             trials.extend(
                 tests
@@ -276,7 +499,7 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = RULED.iter().chain(FLOW);
+        let tests = [RULED, FLOW, MARKS, MARKED].into_iter().flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
         let read = Setting {
             mark: false,
@@ -300,9 +523,13 @@ fn trial(setting: Setting, name: &str, test: Test) -> Trial {
         format!("{setting}::{name}"),
         move || match support::missing(setting.path) {
             Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => test(setting)
-                .map(|()| Completion::Completed)
-                .map_err(|error| Failed::from(format!("{error:#}"))),
+            None => match test(setting) {
+                Ok(()) => Ok(Completion::Completed),
+                Err(error) => match error.downcast::<Skipped>() {
+                    Ok(Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+                    Err(error) => Err(Failed::from(format!("{error:#}"))),
+                },
+            },
         },
     )
 }

@@ -20,6 +20,18 @@ use lab::{
 /// What a test returns.
 pub(crate) type Outcome = anyhow::Result<()>;
 
+/// The error of a test that cannot run here, with the reason: it is counted as skipped.
+#[derive(Debug)]
+pub(crate) struct Skipped(pub(crate) String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
 /// The agent under test.
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_flannel-agent");
 

@@ -51,7 +51,8 @@ pub(crate) fn taken_up_at_the_bridge(setting: Setting) -> Outcome {
     })
 }
 
-fn carries(
+/// Asserts that nodes whose agents have `argument` are so, and carry packets and streams, also across a kill.
+pub(crate) fn carries(
     setting: Setting,
     argument: &str,
     bridge_netfilter: bool,

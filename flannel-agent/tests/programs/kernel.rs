@@ -1,29 +1,44 @@
 //! The loaded programs with maps of their own, and a namespace with the interfaces that the packets name.
 
 use std::collections::BTreeSet;
+use std::mem::offset_of;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _};
+use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
 use aya::{Ebpf, TestRunOptions};
-use bytemuck::{Pod, Zeroable, bytes_of, cast_slice_mut};
+use bytemuck::{Pod, Zeroable, bytes_of};
 use flannel_agent::fastpath::facts::Facts;
 use flannel_agent::fastpath::plain::Plain;
 use flannel_agent::fastpath::{Attest, Egress, object, tier};
 use flannel_common::decide::Topology as _;
-use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
-use flannel_common::outcome::SLOTS;
+use flannel_common::flow::{Flow, FlowKey};
+use flannel_common::maps::{CONFIG_SLOTS, Carried, Config, Control, LocalPod, MAX_FLOWS, Peer};
+use flannel_common::outcome::{Hook, Outcome, SLOTS};
 use flannel_common::testing::fixtures::Fixture;
+use flannel_common::testing::memory::at;
 use flannel_common::testing::node::{DEVICES, Tables};
 use flannel_common::wire::Be32;
 use flannel_common::wire::vxlan;
 use lab::{Netns, process};
+use rustix::time::{ClockId, clock_gettime};
 
-/// `TC_ACT_UNSPEC` and `TC_ACT_REDIRECT` of include/uapi/linux/pkt_cls.h.
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT` of include/uapi/linux/pkt_cls.h.
 pub const TC_ACT_UNSPEC: i32 = -1;
+pub const TC_ACT_SHOT: i32 = 2;
 pub const TC_ACT_REDIRECT: i32 = 7;
+
+/// Room for the whole of it, which a test run writes, on any kernel.
+const LARGEST_CONTEXT: usize = 512;
+
+/// `XDP_DROP` and `XDP_PASS` of include/uapi/linux/bpf.h.
+pub const XDP_DROP: i32 = 1;
+pub const XDP_PASS: i32 = 2;
+
+/// A bit of the packet's mark that is somebody else's.
+const OTHER_MARK: u32 = 1 << 20;
 
 /// `struct __sk_buff` of include/uapi/linux/bpf.h, as far as a test run takes anything from it.
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -31,7 +46,8 @@ pub const TC_ACT_REDIRECT: i32 = 7;
 struct SkBuff {
     before_mark: [u32; 2],
     mark: u32,
-    before_ifindex: [u32; 7],
+    before_ingress_ifindex: [u32; 6],
+    ingress_ifindex: u32,
     ifindex: u32,
     before_gso_segs: [u32; 30],
     gso_segs: u32,
@@ -41,13 +57,12 @@ struct SkBuff {
 }
 
 const _: () = assert!(
-    std::mem::offset_of!(SkBuff, ifindex) == 40
-        && std::mem::offset_of!(SkBuff, gso_segs) == 164
-        && std::mem::offset_of!(SkBuff, gso_size) == 176
+    offset_of!(SkBuff, mark) == 8
+        && offset_of!(SkBuff, ingress_ifindex) == 36
+        && offset_of!(SkBuff, ifindex) == 40
+        && offset_of!(SkBuff, gso_segs) == 164
+        && offset_of!(SkBuff, gso_size) == 176
 );
-
-/// The mark that packets come with: a rule of the node has set it. No bit of it is the agent's.
-pub const MARK: u32 = 0x0a00_0010;
 
 /// What a program made of a packet.
 pub struct Ran {
@@ -55,8 +70,8 @@ pub struct Ran {
     pub verdict: i32,
     /// The packet afterwards.
     pub frame: Vec<u8>,
-    /// Its mark afterwards.
-    pub mark: u32,
+    /// Whether of its mark just what is somebody else's is left, and not even that in a pod, as behind any veth.
+    pub mark_is_clean: bool,
     /// Mean time of one run.
     pub duration: Duration,
 }
@@ -71,24 +86,18 @@ pub struct Kernel {
     subnets: HashMap<MapData, Plain<Be32>, Plain<Peer>>,
     subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
     pods: HashMap<MapData, Plain<Be32>, Plain<LocalPod>>,
+    flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
     counters: PerCpuArray<MapData, u64>,
     encapsulates: bool,
     netns: Netns,
 }
 
 impl Kernel {
-    /// Loads every program of the object.
+    /// Loads every program of the object, as this kernel would have them and with attestation by the mark: that is what a
+    /// test run can set, while no packet in it has a conntrack entry.
     pub fn load(bytes: &[u8]) -> Result<Self> {
-        let mut bpf = object::load(bytes, &Facts::ask(Attest::Auto), MAX_FLOWS, None)
-            .context("creating maps")?;
-        for (name, program) in bpf.programs_mut() {
-            let program: &mut SchedClassifier = program
-                .try_into()
-                .with_context(|| format!("type of program {name}"))?;
-            program
-                .load()
-                .with_context(|| format!("loading program {name}"))?;
-        }
+        load(bytes, Attest::Auto)?;
+        let mut bpf = load(bytes, Attest::Mark)?;
         let encapsulates = tier::egress(&mut bpf, Egress::Auto) == Egress::Encap;
         // Global variables are a map too, but not one of ours.
         let maps = bpf
@@ -105,6 +114,7 @@ impl Kernel {
             subnets: map("SUBNETS")?.try_into()?,
             subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
             pods: map("PODS")?.try_into()?,
+            flows: map("FLOWS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             encapsulates,
             netns: devices()?,
@@ -141,6 +151,10 @@ impl Kernel {
         self.control.set(0, Plain(control), 0).context("CONTROL")?;
         replace(&mut self.subnets, &tables.subnets).context("SUBNETS")?;
         replace(&mut self.pods, &tables.pods).context("PODS")?;
+        let now = monotonic();
+        let flows = tables.flows.iter();
+        let flows = flows.map(|(key, ages)| (*key, at(ages, now))).collect();
+        replace(&mut self.flows, &flows).context("FLOWS")?;
         let old: Vec<_> = self
             .subnets_lpm
             .keys()
@@ -165,16 +179,55 @@ impl Kernel {
             .context("COUNTERS")
     }
 
+    /// Runs the XDP program on a frame. What it notes in front of one must be ours, and is not part of the frame.
+    fn run_xdp(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
+        let program: &Xdp = self
+            .bpf
+            .program(fixture.hook.name())
+            .with_context(|| format!("no program {}", fixture.hook.name()))?
+            .try_into()?;
+        let mut frame = vec![0; fixture.frame.len() + size_of::<Carried>()];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(&fixture.frame),
+                data_out: Some(&mut frame),
+                repeat,
+                ..TestRunOptions::new()
+            })
+            .context("BPF_PROG_TEST_RUN")?;
+        frame.truncate(result.data_size_out as usize);
+        if fixture.outcome() == Outcome::Decapsulated {
+            let noted: Vec<u8> = frame.drain(..size_of::<Carried>()).collect();
+            let noted: Carried = bytemuck::pod_read_unaligned(&noted);
+            anyhow::ensure!(noted.magic == Carried::MAGIC, "{noted:?}");
+        }
+        Ok(Ran {
+            verdict: result.return_value as i32,
+            frame,
+            mark_is_clean: true,
+            duration: result.duration,
+        })
+    }
+
     /// Runs the fixture's program on its packet `repeat` times. Runs after the first get what the one before left.
     pub fn run(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
+        if fixture.hook == Hook::NicXdp {
+            return self.run_xdp(fixture, repeat);
+        }
         let program: &SchedClassifier = self
             .bpf
             .program(fixture.hook.name())
             .with_context(|| format!("no program {}", fixture.hook.name()))?
             .try_into()?;
+        let mark = if fixture.attested {
+            fixture.tables.config.mark
+        } else {
+            0
+        };
         let context = SkBuff {
+            mark: mark | OTHER_MARK,
+            ingress_ifindex: fixture.came_from,
             ifindex: fixture.device.index,
-            mark: MARK,
             gso_size: fixture.gso_size,
             gso_segs: (fixture.frame.len() as u32)
                 .checked_div(fixture.gso_size)
@@ -182,8 +235,7 @@ impl Kernel {
             ..SkBuff::default()
         };
         let mut frame = vec![0; fixture.frame.len() + vxlan::OVERHEAD];
-        // Room for what later kernels add.
-        let mut after = [SkBuff::default(); 2];
+        let mut after = [0; LARGEST_CONTEXT];
         let result = self
             .netns
             .run(|| {
@@ -191,27 +243,54 @@ impl Kernel {
                     data_in: Some(&fixture.frame),
                     data_out: Some(&mut frame),
                     ctx_in: Some(bytes_of(&context)),
-                    ctx_out: Some(cast_slice_mut(&mut after)),
+                    ctx_out: Some(&mut after),
                     repeat,
                     ..TestRunOptions::new()
                 })
             })?
             .context("BPF_PROG_TEST_RUN")?;
         frame.truncate(result.data_size_out as usize);
+        let verdict = result.return_value as i32;
+        let left: u32 = if verdict == TC_ACT_REDIRECT && fixture.crosses_a_veth() {
+            0
+        } else {
+            OTHER_MARK
+        };
         Ok(Ran {
-            verdict: result.return_value as i32,
+            verdict,
             frame,
-            mark: after[0].mark,
+            mark_is_clean: after[offset_of!(SkBuff, mark)..].starts_with(&left.to_ne_bytes()),
             duration: result.duration,
         })
     }
 }
 
-fn replace<V: Copy>(
-    map: &mut HashMap<MapData, Plain<Be32>, Plain<V>>,
-    wanted: &std::collections::HashMap<Be32, V>,
+fn load(bytes: &[u8], attest: Attest) -> Result<Ebpf> {
+    let mut bpf =
+        object::load(bytes, &Facts::ask(attest), MAX_FLOWS, None).context("creating maps")?;
+    for (name, program) in bpf.programs_mut() {
+        let loaded = match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => anyhow::bail!("program {name} is of a type that is not expected"),
+        };
+        loaded.with_context(|| format!("loading program {name}, attestation by {attest:?}"))?;
+    }
+    Ok(bpf)
+}
+
+/// The time on the clock of the programs.
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
+}
+
+fn replace<K: Copy, V: Copy>(
+    map: &mut HashMap<MapData, Plain<K>, Plain<V>>,
+    wanted: &std::collections::HashMap<K, V>,
 ) -> Result<()>
 where
+    Plain<K>: aya::Pod,
     Plain<V>: aya::Pod,
 {
     let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;

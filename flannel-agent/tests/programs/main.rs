@@ -18,17 +18,17 @@ use std::{env, fs};
 
 use flannel_agent::fastpath::object;
 use flannel_common::outcome::{Hook, Outcome, slot};
-use flannel_common::testing::fixtures::{self, Fixture, ProgramRun};
-use kernel::{Kernel, MARK, TC_ACT_REDIRECT, TC_ACT_UNSPEC};
+use flannel_common::testing::fixtures::{self, Expected, Fixture, ProgramRun};
+use kernel::{Kernel, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS};
 use lab::signals;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-
-/// Names the object to run, also to the agent's build script.
-const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
 /// Why the rows that encapsulate are no proof of it before kernel 5.13.
 const NO_ENCAPSULATION: &str =
     "this kernel cannot encapsulate in BPF: the packet was left to it unchanged, as it must be";
+
+/// Names the object to run, also to the agent's build script.
+const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
 fn main() -> ExitCode {
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             }),
         });
     }
-    for hook in Hook::FORWARDING {
+    for hook in Hook::ALL {
         let name = format!("{}: random changes end as on the host", hook.name());
         trials.push(trial(name, &kernel, move |kernel| {
             random::ends_as_on_the_host(kernel, hook)
@@ -169,10 +169,12 @@ fn ends_as_expected(kernel: &mut Kernel, fixture: &Fixture) -> Result<(), String
         _ if is_refused(kernel, fixture) => Outcome::Helper,
         _ => fixture.outcome(),
     };
-    let verdict = if outcome == Outcome::Fast {
-        TC_ACT_REDIRECT
-    } else {
-        TC_ACT_UNSPEC
+    let verdict = match fixture.expected {
+        Expected::Dropped(_) if fixture.hook == Hook::NicXdp => XDP_DROP,
+        _ if fixture.hook == Hook::NicXdp => XDP_PASS,
+        Expected::Dropped(_) => TC_ACT_SHOT,
+        _ if outcome == Outcome::Fast => TC_ACT_REDIRECT,
+        _ => TC_ACT_UNSPEC,
     };
     kernel
         .fill(&fixture.tables)
@@ -200,15 +202,10 @@ fn ends_as_expected(kernel: &mut Kernel, fixture: &Fixture) -> Result<(), String
     if ran.verdict != verdict {
         return Err(format!("verdict {} instead of {verdict}", ran.verdict));
     }
-    let mark = if outcome == Outcome::Fast && fixture.crosses_a_veth() {
-        0
-    } else {
-        MARK
-    };
-    if ran.mark != mark {
-        return Err(format!("mark {:#x} instead of {mark:#x}", ran.mark));
+    if !ran.mark_is_clean {
+        return Err("the packet's mark is not as it should be".into());
     }
-    if outcome == Outcome::Fast {
+    if matches!(outcome, Outcome::Fast | Outcome::Decapsulated) {
         fixture.check_frame(&ran.frame)
     } else if ran.frame == fixture.frame {
         Ok(())

@@ -62,7 +62,7 @@ fn rows() -> Vec<Fixture> {
         ]
         .as_slice(),
         Hook::VtepIngress => ["udp", "switched off", "from the outside"].as_slice(),
-        Hook::AttestIn | Hook::AttestOut => &[],
+        Hook::AttestIn | Hook::AttestOut | Hook::NicXdp => &[],
     };
     let rows: Vec<_> = fixtures::all()
         .into_iter()

@@ -21,11 +21,18 @@ pub enum Verdict {
     Drop,
 }
 
-/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get past
-/// that hook, the next router drops it.
+/// Time to live of a probe when it is sent. One hop later, at the hook that attests, it has one left: should it get out
+/// of the node past that hook (a route was turned, the hook was taken away), the next node does not forward it to a pod.
+///
+/// It also keeps probes apart where packets are merged (GRO compares it), which is why packets that have as little left
+/// themselves are never probes.
 pub const PROBE_TTL: u8 = 2;
 
 /// Learns from a packet of `leg`; `attested` asks conntrack.
+///
+/// A probe goes no further, whatever was learned, wherever the kernel has sent it and whatever rules have made of its
+/// bytes: somebody would get its original a second time. Its tag alone tells it, which no rule can copy to a packet that
+/// is none.
 #[inline(always)]
 pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     packet: &P,
@@ -36,14 +43,12 @@ pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     attested: impl FnOnce() -> bool,
 ) -> (Verdict, Outcome) {
     let (Ok(outcome) | Err(outcome)) = learn(packet, meta, leg, topology, flows, attested);
-    // Whatever else is to be said of it: a copy must not get any further.
-    let is_probe =
-        meta.tag == Tag::Probe && packet.read(L3).is_some_and(|ip: Ipv4| ip.ttl < PROBE_TTL);
-    match (is_probe, outcome) {
-        (false, outcome) => (Verdict::Pass, outcome),
-        (true, Outcome::Attested) => (Verdict::Drop, Outcome::ProbeDone),
-        (true, outcome) => (Verdict::Drop, outcome),
-    }
+    let verdict = if meta.tag == Tag::Probe {
+        Verdict::Drop
+    } else {
+        Verdict::Pass
+    };
+    (verdict, outcome)
 }
 
 /// `Err` is what says nothing of any flow.
@@ -103,7 +108,11 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     let now = flows.now();
     if let Some(flow) = flow {
         flow.set_attested(leg, now);
-        return Ok(Outcome::Attested);
+        return Ok(if meta.tag == Tag::Probe {
+            Outcome::ProbeDone
+        } else {
+            Outcome::Attested
+        });
     }
     if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
         return Err(Outcome::Elsewhere);

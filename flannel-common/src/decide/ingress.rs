@@ -3,7 +3,9 @@
 use super::permit::{Permit, permit};
 use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
 use crate::flow::{Flows, Leg};
-use crate::maps::{FLAG_DECAP, FLAG_STRICT, LocalPod};
+use crate::maps::{
+    CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_DECAP, FLAG_STRICT, FLAG_XDP, LocalPod,
+};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
 use crate::wire::ethernet::{self, Ethernet};
@@ -18,6 +20,8 @@ pub struct Deliver<'a> {
     pub pod: &'a LocalPod,
     /// Whether it is still encapsulated.
     pub tunnelled: bool,
+    /// Whether XDP has taken it out of its tunnel.
+    pub decapsulated: bool,
     /// Its IPv4 header, one hop further.
     pub ip: Ipv4,
     /// How it is carried.
@@ -60,6 +64,9 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         return Err(Outcome::NotRouted);
     }
     let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if let Some(carried) = meta.carried {
+        return carried_on(outer, carried, topology);
+    }
     if { outer.destination } == config.node_ip {
         if config.flags & FLAG_DECAP == 0 {
             return Err(Outcome::NoPod);
@@ -96,8 +103,53 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     Ok(Deliver {
         pod,
         tunnelled: false,
+        decapsulated: false,
         ip,
         permit,
+    })
+}
+
+/// Decides about a frame at the node's interface, before the kernel has made a packet of it. What is not to be
+/// decapsulated takes the way that it would take without XDP.
+///
+/// # Errors
+/// The reason why it is left as it is, or dropped.
+#[inline(always)]
+pub fn from_driver<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+    flows: &F,
+) -> Result<Deliver<'a>, Outcome> {
+    let config = topology.config();
+    let ethernet = frame(packet, meta, topology)?;
+    if ethernet.destination != config.uplink_mac {
+        return Err(Outcome::NotRouted);
+    }
+    let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if { outer.destination } != config.node_ip || config.flags & FLAG_XDP == 0 {
+        return Err(Outcome::NoPod);
+    }
+    tunnelled(packet, meta, topology, flows, &outer)
+}
+
+/// A packet that [`from_driver`] has let through: it has gone one hop further, and all questions are answered but where
+/// its pod is now.
+#[inline(always)]
+fn carried_on<T: Topology>(
+    ip: Ipv4,
+    carried: Carried,
+    topology: &T,
+) -> Result<Deliver<'_>, Outcome> {
+    Ok(Deliver {
+        pod: topology.pod(ip.destination).ok_or(Outcome::NoPod)?,
+        tunnelled: false,
+        decapsulated: true,
+        ip,
+        permit: Permit {
+            probe: carried.how & CARRIED_PROBE != 0,
+            queue: carried.how & CARRIED_QUEUE != 0,
+        },
     })
 }
 
@@ -173,7 +225,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
         Ok(peer.since)
     };
-    let (permit, _) = permit(
+    let (permit, flow) = permit(
         packet,
         INNER_L3,
         &ip,
@@ -185,11 +237,21 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         topology,
         flows,
     )?;
+    // What TC takes out of a tunnel still counts as being in one (`SKB_GSO_UDP_TUNNEL` and `skb->encapsulation` stay set
+    // by `bpf_skb_adjust_room`). The kernel's segmentation of UDP believes that, and looks for an inner header
+    // (`udp4_ufo_fragment`); that of TCP does not ask.
+    if ip.protocol == ipv4::UDP && meta.gso_size != 0 {
+        if let Some(flow) = flow {
+            flow.set_queued(flows.now(), 0, true);
+        }
+        return Err(Outcome::Datagrams);
+    }
     let mut ip = merged;
     ip.decrement_ttl();
     Ok(Deliver {
         pod,
         tunnelled: true,
+        decapsulated: false,
         ip,
         permit,
     })
@@ -234,6 +296,7 @@ pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     Ok(Deliver {
         pod,
         tunnelled: false,
+        decapsulated: false,
         ip,
         permit,
     })

@@ -3,7 +3,7 @@
 //! A decision is taken on a packet that has not been touched; only when every question is answered does a hook begin
 //! to write. `Err` carries the reason why the kernel must handle the packet.
 
-use crate::maps::{Config, FLAG_ACTIVE, LocalPod, Peer};
+use crate::maps::{Carried, Config, FLAG_ACTIVE, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::{self, Ipv4};
@@ -94,6 +94,8 @@ pub struct Meta {
     pub ingress_ifindex: u32,
     /// What this host has noted beside it.
     pub tag: Tag,
+    /// What XDP has noted in front of it.
+    pub carried: Option<Carried>,
 }
 
 /// What holds for every hook in front of the kernel's forwarding: the fast path is on, the packet is not a probe, and
@@ -164,7 +166,10 @@ fn check_mtu<P: Packet + ?Sized>(
     gso_size: u32,
     mtu: u16,
 ) -> Result<(), Outcome> {
-    let largest = if gso_size == 0 || cfg!(feature = "broken-no-gso-size") {
+    if gso_size != 0 && cfg!(feature = "broken-no-gso-size") {
+        return Ok(());
+    }
+    let largest = if gso_size == 0 {
         u32::from(ip.total_len.get())
     } else {
         let l4 = if ip.protocol == ipv4::TCP {

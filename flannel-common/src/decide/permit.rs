@@ -7,7 +7,7 @@
 use super::transport::Transport;
 use super::{Topology, alive};
 use crate::flow::{Flows, Leg, SharedFlow};
-use crate::maps::{FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
+use crate::maps::{CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::{Packet, tcp};
@@ -26,6 +26,24 @@ pub struct Permit {
     pub probe: bool,
     /// Earlier packets wait in the veth's queue: this one must queue up behind them instead of overtaking.
     pub queue: bool,
+}
+
+impl Permit {
+    /// As XDP notes it in front of the packet.
+    #[inline(always)]
+    pub fn carried(self) -> Carried {
+        let mut how = 0;
+        if self.probe {
+            how |= CARRIED_PROBE;
+        }
+        if self.queue {
+            how |= CARRIED_QUEUE;
+        }
+        Carried {
+            magic: Carried::MAGIC,
+            how,
+        }
+    }
 }
 
 /// Asks for the packet of `leg` whose IPv4 header `ip` is at `offset`; also returns what is remembered of its flow, where
@@ -71,7 +89,8 @@ pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     } else {
         since.max(source()?)
     };
-    if transport.tcp && config.flags & FLAG_TCP == 0 {
+    let is_strict = config.flags & FLAG_TCP == 0 && !cfg!(feature = "broken-no-be-liberal");
+    if transport.tcp && is_strict {
         return Err(Outcome::TcpStrict);
     }
     let flow = flow.ok_or(if transport.is_control() {
@@ -132,8 +151,7 @@ fn known<T: Topology, F: Flows>(
         return Err(Outcome::Stale);
     }
     let queue = leg == Leg::In && must_queue(flows, flow, attested, kernel_queues)?;
-    let probe =
-        age > config.revalidate_after && now.saturating_sub(flow.probed(leg)) >= PROBE_INTERVAL;
+    let probe = age > config.revalidate_after && may_probe(flow, leg, transport, attested, now);
     if probe {
         flow.set_probed(leg, now);
         if cfg!(feature = "broken-probes-reorder") {
@@ -141,6 +159,18 @@ fn known<T: Topology, F: Flows>(
         }
     }
     Ok(Permit { probe, queue })
+}
+
+/// Whether it is time for a probe.
+///
+/// One is repeated until it is answered, as it may be lost. Not so that of a datagram to a pod: behind the hook that
+/// drops it is nothing but the pod, so if somebody has taken the hook away, the pod gets one datagram twice, not many.
+#[inline(always)]
+fn may_probe(flow: &SharedFlow, leg: Leg, transport: &Transport, attested: u64, now: u64) -> bool {
+    let probed = flow.probed(leg);
+    let unanswered = probed > attested;
+    let once = leg == Leg::In && !transport.tcp;
+    !(once && unanswered) && now.saturating_sub(probed) >= PROBE_INTERVAL
 }
 
 /// Whether packets that went to the pod earlier may still wait at the veth; fails if they may wait in the kernel's path

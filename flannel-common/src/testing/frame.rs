@@ -26,9 +26,10 @@ const ACK_PSH: u8 = 0x18;
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
-/// Port numbers of inner packets: any, as long as neither is that of VXLAN.
-const CLIENT_PORT: u16 = 40_000;
-const SERVER_PORT: u16 = 8_080;
+/// Port numbers of inner packets, source and destination: any, as long as neither is that of VXLAN.
+pub const CLIENT_PORT: u16 = 40_000;
+/// The other of the two.
+pub const SERVER_PORT: u16 = 8_080;
 
 /// What follows the IPv4 header.
 #[derive(Clone, Debug)]
@@ -161,6 +162,28 @@ impl Frame {
         );
         assert!(matches!(self.transport, Transport::Tcp(_)));
         self.transport_options = options.to_vec();
+        self
+    }
+
+    /// Source and destination port.
+    pub fn ports(mut self, source: u16, destination: u16) -> Self {
+        let (source, destination) = (Be16::new(source), Be16::new(destination));
+        match &mut self.transport {
+            Transport::Udp(udp) => (udp.source, udp.destination) = (source, destination),
+            Transport::Tcp(tcp) => (tcp.source, tcp.destination) = (source, destination),
+            Transport::None => panic!("no ports in a packet without transport header"),
+        }
+        self
+    }
+
+    /// TCP control bits, sequence and acknowledgment number.
+    pub fn segment(mut self, flags: u8, sequence: u32, acknowledgment: u32) -> Self {
+        let Transport::Tcp(tcp) = &mut self.transport else {
+            panic!("no TCP header");
+        };
+        tcp.flags = flags;
+        tcp.sequence = Be32::new(sequence);
+        tcp.acknowledgment = Be32::new(acknowledgment);
         self
     }
 

@@ -36,9 +36,12 @@ impl Memory {
     }
 }
 
-/// A flow whose times are ages, with its times at `now`.
+/// A flow whose times are ages, with its times at `now`. An age that wraps around ([`ahead`]) lies in the future.
 pub fn at(ages: &Flow, now: u64) -> Flow {
-    let time = |age: u64| if age == 0 { 0 } else { now - age };
+    let time = |age: u64| match age {
+        0 => 0,
+        age => now.wrapping_sub(age),
+    };
     let mut flow = *ages;
     for leg in &mut flow.legs {
         leg.attested = time(leg.attested);
@@ -46,6 +49,11 @@ pub fn at(ages: &Flow, now: u64) -> Flow {
     }
     flow.queued = time(flow.queued);
     flow
+}
+
+/// The age of a time that lies so many nanoseconds ahead.
+pub const fn ahead(nanoseconds: u64) -> u64 {
+    nanoseconds.wrapping_neg()
 }
 
 impl Flows for Memory {

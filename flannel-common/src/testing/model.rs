@@ -26,6 +26,8 @@ pub enum To {
     Device(u32),
     /// Into the other end of a veth, by the index of this end.
     VethPeer(u32),
+    /// Up the stack, where another hook delivers it.
+    Stack,
 }
 
 /// Runs `hook` on `frame`.
@@ -61,6 +63,12 @@ pub fn run(
             frame,
             &ingress::from_vtep(frame, meta, tables, &flows)?,
         )),
+        Hook::NicXdp => {
+            let decision = ingress::from_driver(frame, meta, tables, &flows)?;
+            let (_, mut out) = deliver(config, frame, &decision);
+            write(&mut out, 0, link(config.vtep_mac, config.uplink_mac));
+            Ok((To::Stack, out))
+        }
         Hook::AttestIn | Hook::AttestOut => unreachable!("these hooks forward nothing"),
     }
 }

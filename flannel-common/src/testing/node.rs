@@ -285,6 +285,7 @@ pub fn config() -> Config {
         pod_mtu: TUNNEL_MTU,
         bridge_mac: BRIDGE.mac,
         vtep_mac: VTEP.mac,
+        uplink_mac: UPLINK.mac,
         outer_ttl: 64,
         ..Config::default()
     }

@@ -10,11 +10,12 @@
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+    use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
     use aya_ebpf::macros::{classifier, map, xdp};
     use aya_ebpf::maps::{Array, PerCpuArray};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use flannel_common::generator::{Headers, Plan};
-    use flannel_common::wire::{Be16, udp::Udp};
+    use flannel_common::wire::{ethernet, udp::Udp};
 
     /// What to generate.
     #[map]
@@ -44,21 +45,24 @@ mod programs {
         let headers = headers(ctx.data(), ctx.data_end())?;
         // SAFETY: the element is this CPU's own, and test runs do not interrupt each other.
         let flow = unsafe {
-            *next = if *next + 1 < plan.flows as u32 {
-                *next + 1
-            } else {
-                0
-            };
+            *next = if *next + 1 < plan.flows { *next + 1 } else { 0 };
             *next
         };
-        let source = plan.headers.udp.source.get().wrapping_add(flow as u16);
+        let [source, destination] = plan.ports(flow);
+        let ip = if plan.subnets > 0 {
+            // SAFETY: no pointer is involved.
+            plan.ip(unsafe { bpf_get_prandom_u32() })
+        } else {
+            plan.headers.ip
+        };
         // SAFETY: `headers` checked the bounds, and packet data starts at an even address, which is all that headers
         // need. One by one, because larger copies become calls of a slow `memcpy`.
         unsafe {
             (&raw mut (*headers).ethernet).write(plan.headers.ethernet);
-            (&raw mut (*headers).ip).write(plan.headers.ip);
+            (&raw mut (*headers).ip).write(ip);
             (&raw mut (*headers).udp).write(Udp {
-                source: Be16::new(source),
+                source,
+                destination,
                 ..plan.headers.udp
             });
         }
@@ -81,9 +85,28 @@ mod programs {
         }
     }
 
+    /// The same for the device that joins two nodes, where packets are encapsulated or their destination is chosen at
+    /// random: takes all IPv4.
+    #[classifier]
+    pub fn wire_sink(ctx: TcContext) -> i32 {
+        if take_ipv4(&ctx).is_some() {
+            TC_ACT_SHOT as i32
+        } else {
+            TC_ACT_UNSPEC
+        }
+    }
+
+    #[inline(always)]
+    fn take_ipv4(ctx: &TcContext) -> Option<()> {
+        // SAFETY: as for `take`.
+        let headers = unsafe { &*headers(ctx.data(), ctx.data_end())? };
+        (headers.ethernet.ethertype == ethernet::IPV4).then(arrived)?
+    }
+
     #[inline(always)]
     fn take(ctx: &TcContext) -> Option<()> {
-        let expected = &PLAN.get(0)?.headers;
+        let plan = PLAN.get(0)?;
+        let expected = &plan.headers;
         // SAFETY: `headers` checked the bounds, and packet data starts at an even address, which is all that headers
         // need.
         let headers = unsafe { &*headers(ctx.data(), ctx.data_end())? };
@@ -92,8 +115,13 @@ mod programs {
             && headers.ip.protocol == expected.ip.protocol
             && { headers.ip.source } == { expected.ip.source }
             && { headers.ip.destination } == { expected.ip.destination }
-            && headers.udp.destination == expected.udp.destination;
-        let arrived = ARRIVED.get_ptr_mut(0).filter(|_| ours)?;
+            && plan.has_ports(headers.udp.source, headers.udp.destination);
+        ours.then(arrived)?
+    }
+
+    #[inline(always)]
+    fn arrived() -> Option<()> {
+        let arrived = ARRIVED.get_ptr_mut(0)?;
         // SAFETY: the element is this CPU's own, and programs of one hook do not interrupt each other on a CPU.
         unsafe { *arrived += 1 };
         Some(())

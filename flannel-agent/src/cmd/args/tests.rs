@@ -47,6 +47,7 @@ fn defaults_are_flannelds() {
         (false, true, false, false)
     );
     assert_eq!(options.fast_path, FastPathMode::Flow);
+    assert_eq!(options.fast_path_heartbeat, Duration::from_secs(600));
     assert_eq!(options.public_ip, Optional(None));
 }
 
@@ -90,6 +91,9 @@ fn lists_repeat_and_bounds_hold() {
         "--unknown",
         "--public-ip=here",
         "--healthz-port=65536",
+        "--fast-path-heartbeat=1s",
+        "--fast-path-heartbeat=25h",
+        "--fast-path-heartbeat=600",
     ] {
         let message = parse(&[wrong]).unwrap_err().to_string();
         assert!(

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::outcome::{Hook, Outcome};
-use crate::testing::fixtures::{self, Expected, ProgramRun};
+use crate::testing::fixtures::{self, End, Expected, ProgramRun};
 use crate::testing::frame::{ip_checksum_is_right, transport_checksum_is_right};
-use crate::testing::model;
 use crate::testing::node::DEVICES;
 use crate::wire::{ethernet, vxlan};
 
@@ -13,24 +12,31 @@ use crate::wire::{ethernet, vxlan};
 fn every_fixture_ends_as_expected() {
     let mut wrong = Vec::new();
     for fixture in fixtures::all() {
-        let meta = fixture.meta();
-        let result = model::run(&fixture.tables, fixture.hook, &fixture.frame, &meta);
-        let problem = match (&fixture.expected, result) {
-            (Expected::Declined(expected), Err(outcome)) if *expected == outcome => None,
-            (Expected::Fast { to: expected, .. }, Ok((to, frame))) if *expected == to => {
+        let problem = match (&fixture.expected, fixture.on_host()) {
+            (Expected::Declined(expected), End::Kernel(outcome))
+            | (Expected::Dropped(expected), End::Dropped(outcome))
+                if *expected == outcome =>
+            {
+                None
+            }
+            (Expected::Fast { to: expected, .. }, End::Sent(to, frame)) if *expected == to => {
                 fixture.check_frame(&frame).err()
             }
-            (expected, result) => {
-                // The bytes of a packet would bury what matters.
-                let expected = match expected {
-                    Expected::Declined(outcome) => Err(*outcome),
-                    Expected::Fast { to, .. } => Ok(*to),
-                };
-                Some(format!(
-                    "{:?} instead of {expected:?}",
-                    result.map(|(to, _)| to)
-                ))
-            }
+            // The bytes of a packet would bury what matters.
+            (expected, end) => Some(format!(
+                "{:?} instead of {:?}",
+                match end {
+                    End::Sent(to, _) => End::Sent(to, Vec::new()),
+                    other => other,
+                },
+                match expected {
+                    Expected::Fast { to, .. } => Expected::Fast {
+                        to: *to,
+                        frame: Vec::new(),
+                    },
+                    other => other.clone(),
+                }
+            )),
         };
         if let Some(problem) = problem {
             wrong.push(format!(
@@ -46,21 +52,73 @@ fn every_fixture_ends_as_expected() {
 /// The outcomes that `hook` can give.
 fn possible(hook: Hook) -> BTreeSet<&'static str> {
     use Outcome::*;
-    let mut outcomes = vec![
-        Fast, Inactive, NotIpv4, Vlan, NotRouted, Malformed, Options, Fragment, Protocol, Ttl, Mtu,
-    ];
+    let mut outcomes = vec![Inactive, NotIpv4, Malformed, Options, Fragment, Protocol];
+    if Hook::FORWARDING.contains(&hook) {
+        outcomes.extend([
+            Fast,
+            Vlan,
+            NotRouted,
+            Ttl,
+            Mtu,
+            NoHeartbeat,
+            NoFlow,
+            Stale,
+            TcpControl,
+            Closing,
+            TcpStrict,
+            Probe,
+        ]);
+    }
     outcomes.extend(match hook {
-        Hook::PodEgress | Hook::BridgeEgress => vec![NoPeer, PodSource, Helper],
-        Hook::NicIngress => vec![NoPod, PeerSource, NotOurVxlan, Ecn, Checksum, Helper],
+        Hook::PodEgress | Hook::BridgeEgress => vec![
+            NoPeer,
+            PodSource,
+            PodVxlan,
+            Helper,
+            DropPodSource,
+            DropPodVxlan,
+        ],
+        Hook::NicIngress => vec![
+            NoPod,
+            PeerSource,
+            NotOurVxlan,
+            Ecn,
+            Checksum,
+            Helper,
+            Draining,
+            DropPeerSource,
+        ],
         Hook::VtepIngress => vec![NoPod, PeerSource],
-        Hook::AttestIn | Hook::AttestOut => unreachable!("these hooks forward nothing"),
+        Hook::NicXdp => vec![
+            Decapsulated,
+            NotRouted,
+            Ttl,
+            Mtu,
+            NoPod,
+            PeerSource,
+            NotOurVxlan,
+            Ecn,
+            Checksum,
+            Draining,
+            DropPeerSource,
+        ],
+        Hook::AttestIn | Hook::AttestOut => vec![
+            Attested, Created, Refused, Killed, NotKept, ProbeDone, Redirected, Elsewhere,
+        ],
     });
     outcomes.into_iter().map(Outcome::name).collect()
 }
 
 #[test]
+fn every_outcome_has_a_fixture() {
+    let covered: BTreeSet<_> = Hook::ALL.into_iter().flat_map(possible).collect();
+    let all: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
+    assert_eq!(covered, all);
+}
+
+#[test]
 fn fixtures_cover_every_outcome_of_every_hook() {
-    for hook in Hook::FORWARDING {
+    for hook in Hook::ALL {
         let fixtures = fixtures::all();
         let covered: BTreeSet<_> = fixtures
             .iter()
@@ -98,12 +156,7 @@ fn devices_can_be_told_apart() {
 fn fast_packets_leave_with_right_checksums() {
     let mut seen = 0;
     for fixture in fixtures::all() {
-        let Ok((_, frame)) = model::run(
-            &fixture.tables,
-            fixture.hook,
-            &fixture.frame,
-            &fixture.meta(),
-        ) else {
+        let End::Sent(_, frame) = fixture.on_host() else {
             continue;
         };
         let mut ip = ethernet::LEN;

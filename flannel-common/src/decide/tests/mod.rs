@@ -2,6 +2,7 @@
 
 mod fixtures;
 mod flow;
+mod probes;
 mod properties;
 mod sizes;
 

@@ -1,0 +1,205 @@
+//! What is measured: one module each. A measure runs once per round and carrier, and yields figures.
+
+mod crr;
+mod forward;
+mod rr;
+mod scale_flows;
+mod scale_nodes;
+mod slow;
+mod stream;
+
+use serde::Serialize;
+
+use crate::{
+    generator::Run,
+    meter,
+    rounds::Beds,
+    testbed::{Means, Result},
+    variants::{Carrier, Setting},
+};
+
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// Hardware cycles.
+    Cycles,
+    /// Time on the CPU.
+    #[serde(rename = "ns")]
+    Nanoseconds,
+    /// Time on the clock.
+    #[serde(rename = "µs")]
+    Microseconds,
+    /// Instructions.
+    Instructions,
+    /// Events: compared by difference, since there may be none.
+    Count,
+    /// Hundredths.
+    Percent,
+}
+
+impl Unit {
+    /// What the report calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cycles => "cycles",
+            Self::Nanoseconds => "ns",
+            Self::Microseconds => "µs",
+            Self::Instructions => "instr",
+            Self::Count => "count",
+            Self::Percent => "%",
+        }
+    }
+}
+
+impl From<meter::Unit> for Unit {
+    fn from(unit: meter::Unit) -> Self {
+        match unit {
+            meter::Unit::Cycles => Self::Cycles,
+            meter::Unit::Nanoseconds => Self::Nanoseconds,
+        }
+    }
+}
+
+/// One number of one run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// What it is of, the same in each round and for each carrier.
+    pub name: String,
+    /// What it counts.
+    pub unit: Unit,
+    /// How much.
+    pub value: f64,
+    /// Whether it is only for the JSON file.
+    pub detail: bool,
+}
+
+impl Figure {
+    /// A figure for the report.
+    pub fn new(name: impl Into<String>, unit: Unit, value: f64) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            value,
+            detail: false,
+        }
+    }
+
+    /// A figure for the JSON file.
+    pub fn detail(name: impl Into<String>, unit: Unit, value: f64) -> Self {
+        Self {
+            detail: true,
+            ..Self::new(name, unit, value)
+        }
+    }
+
+    /// The figures of a generator's run: cost and instructions per packet, and what the kernel has put off.
+    pub fn per_packet(name: &str, run: &Run) -> Vec<Self> {
+        let each = |count: u64| count as f64 / run.arrived as f64;
+        let deferred = 100.0 * run.spent.deferred as f64 / run.spent.cost as f64;
+        let instructions = run.spent.instructions.map(|count| {
+            let name = format!("{name}, instructions");
+            Self::new(name, Unit::Instructions, each(count))
+        });
+        [
+            Self::new(name, run.unit.into(), each(run.spent.cost)),
+            Self::detail(format!("{name}, by ksoftirqd"), Unit::Percent, deferred),
+        ]
+        .into_iter()
+        .chain(instructions)
+        .collect()
+    }
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Effort {
+    /// Rounds.
+    pub rounds: usize,
+    /// Packets of each run of the generator.
+    pub packets: u32,
+    /// Flows that take turns in them.
+    pub flows: u32,
+    /// Less of everything.
+    pub quick: bool,
+}
+
+/// What a measure works with.
+pub struct Context<'a, 'b> {
+    /// How things are measured.
+    pub means: Means<'a>,
+    /// How much is.
+    pub effort: Effort,
+    /// What the clusters have in common.
+    pub setting: Setting,
+    /// The clusters.
+    pub beds: &'b mut Beds<'a>,
+}
+
+/// Something to measure.
+pub trait Measure {
+    /// What the option calls it.
+    fn name(&self) -> &'static str;
+    /// What the report says about it.
+    fn title(&self, effort: &Effort) -> String;
+    /// Who carries.
+    fn carriers(&self) -> &'static [Carrier];
+    /// Whether it says anything in this setting that is worth its time.
+    fn applies(&self, setting: Setting, effort: &Effort) -> bool {
+        setting.services > 0 || !effort.quick
+    }
+    /// In how many of the rounds, the last ones.
+    fn rounds(&self, effort: &Effort) -> usize {
+        effort.rounds
+    }
+    /// Measures once.
+    ///
+    /// # Errors
+    /// If anything makes the figures doubtful.
+    fn run(&mut self, context: &mut Context<'_, '_>, carrier: Carrier) -> Result<Vec<Figure>>;
+}
+
+/// A measure by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Name {
+    /// Cost of a forwarded packet
+    Forward,
+    /// Round trips
+    Rr,
+    /// Connections for one request, and datagrams for one question
+    Crr,
+    /// TCP streams
+    Stream,
+    /// Traffic that never is fast
+    Slow,
+    /// Many flows
+    ScaleFlows,
+    /// Many nodes
+    ScaleNodes,
+}
+
+impl Name {
+    /// All, in the order of the report.
+    pub const ALL: [Self; 7] = [
+        Self::Forward,
+        Self::Rr,
+        Self::Crr,
+        Self::Stream,
+        Self::Slow,
+        Self::ScaleFlows,
+        Self::ScaleNodes,
+    ];
+
+    /// The measure, with nothing measured yet.
+    pub fn measure(self) -> Box<dyn Measure> {
+        match self {
+            Self::Forward => Box::new(forward::Forward),
+            Self::Rr => Box::<rr::Rr>::default(),
+            Self::Crr => Box::new(crr::Crr),
+            Self::Stream => Box::new(stream::Stream),
+            Self::Slow => Box::new(slow::Slow),
+            Self::ScaleFlows => Box::<scale_flows::ScaleFlows>::default(),
+            Self::ScaleNodes => Box::<scale_nodes::ScaleNodes>::default(),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Generated packets: their headers, as the pods would write them.
+
+use flannel_common::{
+    addr::Mac,
+    checksum,
+    generator::{Headers, PORTS, Plan},
+    wire::{
+        Be16, Be32,
+        ethernet::{self, Ethernet},
+        ipv4::{self, Ipv4},
+        udp::{self, Udp},
+    },
+};
+use lab::{Node, Pod, process};
+use serde::Deserialize;
+
+use crate::testbed::{BRIDGE, Error, Result};
+
+/// Bytes behind the UDP header.
+pub const PAYLOAD: usize = 64;
+
+/// First ports of generated packets: at the end that starts the flows, and at the other. No socket of a test gets
+/// these.
+const NEAR_PORT: u16 = 10_000;
+const FAR_PORT: u16 = 9; // discard (RFC 863)
+const TTL: u8 = 64;
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the end that starts the flows.
+    There,
+    /// The answers.
+    Back,
+}
+
+/// Packets from a pod on `node` to another pod, as the first would send them. For answers `from` is who answers.
+pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Plan> {
+    let mut ip = Ipv4 {
+        version_ihl: ipv4::VERSION_IHL,
+        total_len: Be16::new((ipv4::LEN + udp::LEN + PAYLOAD) as u16),
+        ttl: TTL,
+        protocol: ipv4::UDP,
+        source: from.address().into(),
+        destination: to.address().into(),
+        ..Ipv4::default()
+    };
+    ip.checksum = checksum::ipv4_header(&ip);
+    let (source, destination) = match way {
+        Way::There => (NEAR_PORT, FAR_PORT),
+        Way::Back => (FAR_PORT, NEAR_PORT),
+    };
+    Ok(Plan {
+        flows,
+        answers: u16::from(way == Way::Back),
+        subnets: 0,
+        subnet_shift: 0,
+        headers: Headers {
+            ethernet: Ethernet {
+                destination: parse_mac(&bridge_mac(node)?)?,
+                source: parse_mac(&from.attachment().mac)?,
+                ethertype: ethernet::IPV4,
+            },
+            ip,
+            udp: Udp {
+                source: Be16::new(source),
+                destination: Be16::new(destination),
+                len: Be16::new((udp::LEN + PAYLOAD) as u16),
+                checksum: Be16::default(),
+            },
+        },
+    })
+}
+
+/// Sends packets elsewhere.
+pub fn send_to(plan: &mut Plan, address: u32) {
+    let ip = &mut plan.headers.ip;
+    ip.destination = Be32::new(address);
+    ip.checksum = checksum::ipv4_header(ip);
+}
+
+/// Makes packets those of flows that nobody answers.
+pub fn one_way(plan: &mut Plan) {
+    /// Beside the ports of the others.
+    const PORT: u16 = NEAR_PORT + PORTS as u16;
+    plan.headers.udp.source = Be16::new(PORT);
+}
+
+/// Makes packets echo requests (RFC 792), all of one sequence. That header has the length of UDP's.
+pub fn echo_request(plan: &mut Plan) {
+    /// Protocol number.
+    const ICMP: u8 = 1;
+    /// Type and code.
+    const ECHO_REQUEST: u16 = 8 << 8;
+    const IDENTIFIER: u16 = 1;
+    let ip = &mut plan.headers.ip;
+    ip.protocol = ICMP;
+    ip.checksum = checksum::ipv4_header(ip);
+    // The payload is zeros.
+    plan.headers.udp = Udp {
+        source: Be16::new(ECHO_REQUEST),
+        destination: Be16::new(!(ECHO_REQUEST + IDENTIFIER)),
+        len: Be16::new(IDENTIFIER),
+        checksum: Be16::default(), // sequence number
+    };
+}
+
+fn bridge_mac(node: &Node) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Link {
+        address: String,
+    }
+    let text = process::run(
+        Some(node.netns()),
+        "ip",
+        &["-json", "link", "show", "dev", BRIDGE],
+    )?;
+    let links: Vec<Link> = serde_json::from_str(&text).unwrap_or_default();
+    let link = links.into_iter().next();
+    link.map(|link| link.address)
+        .ok_or_else(|| Error::Unexpected {
+            what: "the answer of ip link show",
+            value: text,
+            expected: "a list with one link",
+        })
+}
+
+fn parse_mac(text: &str) -> Result<Mac> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok())
+        .collect();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(Mac)
+        .ok_or_else(|| Error::Unexpected {
+            what: "a link's address",
+            value: text.to_owned(),
+            expected: "a MAC address",
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ones' complement sum of a header that holds its checksum.
+    fn sum(words: &[u8]) -> u32 {
+        let words = words
+            .chunks(2)
+            .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+        words.fold(0, |sum, word| {
+            let sum = sum + u32::from(word);
+            (sum & 0xffff) + (sum >> 16)
+        })
+    }
+
+    #[test]
+    fn changed_packets_keep_their_checksums() {
+        const VALID: u32 = 0xffff;
+        let mut plan = Plan::default();
+        plan.headers.ip.source = Be32::new(0x0a05_0102);
+        echo_request(&mut plan);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.udp)), VALID);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
+        send_to(&mut plan, 0x0a05_0203);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
+    }
+
+    #[test]
+    fn a_mac_address_is_six_bytes() {
+        assert_eq!(
+            parse_mac("02:00:5e:10:00:ff").unwrap(),
+            Mac([2, 0, 0x5e, 0x10, 0, 0xff])
+        );
+        for wrong in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:ff:00",
+            "02:00:5e:10:00:xx",
+        ] {
+            assert!(parse_mac(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The report for the terminal.
+
+use std::fmt::Write;
+
+use super::{Comparison, Report, Row, Table};
+use crate::{bounds::Verdict, measure::Unit};
+
+impl Report {
+    /// All tables.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{} rounds on CPU {} ({}), kernel {}\n\
+             MAD: median absolute deviation. RATIO: median of the ratios round by round (of counts: the difference), \
+             with the interval that holds the true median by 95 %. NET: both less the generator.\n\
+             0 services: no bridge netfilter, no conntrack and no rule at all, but for one rule for --fast-path=flow, \
+             without which there is no conntrack to ask.\n\
+             BOUND: what --fast-path=flow is to reach (goal in brackets). No hardware counters: ns of CPU time.\n",
+            self.effort.rounds, self.cpu, self.cpu_model, self.kernel
+        );
+        if self.uses(Unit::Cycles) {
+            text = text.replace(
+                "No hardware counters: ns of CPU time.",
+                "Cost in hardware cycles.",
+            );
+        }
+        for table in &self.tables {
+            table.write(&mut text);
+        }
+        let verdicts: Vec<Verdict> = self
+            .tables
+            .iter()
+            .flat_map(|table| &table.rows)
+            .flat_map(|row| &row.comparisons)
+            .filter_map(|comparison| comparison.verdict)
+            .collect();
+        let met = verdicts.iter().filter(|verdict| verdict.met).count();
+        let _ = writeln!(text, "\n{met} of {} bounds met", verdicts.len());
+        for table in &self.tables {
+            for figure in &table.unmeasured {
+                let backend = table.setting.backend.name();
+                let _ = writeln!(text, "not measured: {}, {backend}: {figure}", table.measure);
+            }
+        }
+        text
+    }
+
+    fn uses(&self, unit: Unit) -> bool {
+        let mut rows = self.tables.iter().flat_map(|table| &table.rows);
+        rows.any(|row| row.unit == unit)
+    }
+}
+
+impl Table {
+    fn write(&self, text: &mut String) {
+        let _ = writeln!(
+            text,
+            "\n{}: {}, {} services. {}",
+            self.measure,
+            self.setting.backend.name(),
+            self.setting.services,
+            self.title
+        );
+        let _ = writeln!(
+            text,
+            "{:<34}{:<18}{:>10}{:>7}{:>9}{:>9} {:<6}  {:<17}{:>7} {:<15}{:>6}  BOUND",
+            "FIGURE", "PATH", "MEDIAN", "MAD", "MIN", "MAX", "", "TO", "RATIO", "INTERVAL", "NET"
+        );
+        let mut previous = "";
+        for row in self.rows.iter().filter(|row| !row.detail) {
+            let figure = if row.figure == previous {
+                ""
+            } else {
+                &row.figure
+            };
+            previous = &row.figure;
+            row.write(text, figure);
+        }
+        for (carrier, error) in &self.errors {
+            // The verifier says more than a line; the JSON file has it all.
+            let error = error.lines().next().unwrap_or("not measured");
+            let _ = writeln!(text, "{:<34}{:<18}error: {error}", "", carrier.name());
+        }
+    }
+}
+
+impl Row {
+    fn write(&self, text: &mut String, figure: &str) {
+        let summary = &self.summary;
+        // Numbers of a few microseconds need their decimals.
+        let digits = if self.unit == Unit::Microseconds {
+            2
+        } else {
+            0
+        };
+        let mut start = format!(
+            "{figure:<34}{:<18}{:>10.digits$}{:>7.*}{:>9.digits$}{:>9.digits$} {:<6}",
+            self.carrier.name(),
+            summary.median,
+            digits.max(1),
+            summary.deviation,
+            summary.min,
+            summary.max,
+            self.unit.name()
+        );
+        let width = start.chars().count();
+        if self.comparisons.is_empty() {
+            let _ = writeln!(text, "{}", start.trim_end());
+        }
+        for comparison in &self.comparisons {
+            let line = format!("{start}  {}", comparison.text(self.unit));
+            let _ = writeln!(text, "{}", line.trim_end());
+            start = " ".repeat(width);
+        }
+    }
+}
+
+impl Comparison {
+    fn text(&self, unit: Unit) -> String {
+        let digits = if unit == Unit::Count { 0 } else { 3 };
+        let interval = format!(
+            "{:.digits$}..{:.digits$}",
+            self.interval.low, self.interval.high
+        );
+        let none = if unit == Unit::Count { 0.0 } else { 1.0 };
+        let net = self.net.map_or(String::new(), |net| format!("{net:.3}"));
+        let verdict = match self.verdict {
+            Some(Verdict { limit, goal, met }) => {
+                let goal = goal.map_or(String::new(), |goal| format!(" ({goal})"));
+                let said = if met { "met" } else { "MISSED" };
+                format!("≤ {limit}{goal} {said}")
+            }
+            None if self.interval.contains(none) => "no difference".to_owned(),
+            None => String::new(),
+        };
+        format!(
+            "{:<17}{:>7.digits$} {interval:<15}{net:>6}  {verdict}",
+            self.base.name(),
+            self.summary.median
+        )
+    }
+}
