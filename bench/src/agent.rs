@@ -220,7 +220,7 @@ impl Agent {
     fn read_socket(&self) -> io::Result<String> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.shutdown(std::net::Shutdown::Write)?; // there is no request to wait for
-        stream.set_read_timeout(Some(STATUS_LIMIT))?;
+        stream.set_read_timeout(Some(wait::patient(STATUS_LIMIT)))?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)

@@ -22,7 +22,7 @@ use rustix::{
 use crate::{
     error::{Error, IoContext, Result},
     netns::{self, Netns},
-    proc, signals,
+    proc, signals, wait,
 };
 
 /// How long a helper program may run.
@@ -54,7 +54,7 @@ pub fn run_with_input(
 /// # Errors
 /// As [`run`].
 pub fn run_command(netns: Option<&Netns>, command: &mut Command, input: &str) -> Result<String> {
-    run_limited(netns, command, input, COMMAND_LIMIT)
+    run_limited(netns, command, input, wait::patient(COMMAND_LIMIT))
 }
 
 /// As [`run_command`], with a time limit of its own.

@@ -9,13 +9,11 @@ use std::thread;
 use std::time::Instant;
 
 use aya::Ebpf;
-use aya::programs::{ProgramInfo, XdpMode};
 use flannel_common::maps::MAX_FLOWS;
 use flannel_common::outcome::Hook;
 use rustix::process::getpid;
 use serde::Serialize;
 
-use super::error::AttachCause as _;
 use super::facts::Facts;
 use super::hooks::{self, Attach, Hooks};
 use super::pin::{self, Pins};
@@ -118,7 +116,7 @@ fn load(bpf: &mut Ebpf, hook: Hook) -> Result<Program, Error> {
         name: hook.name().into(),
         verified: info
             .as_ref()
-            .and_then(ProgramInfo::verified_instruction_count),
+            .and_then(aya::programs::ProgramInfo::verified_instruction_count),
         instructions: info
             .and_then(|info| info.size_translated())
             .map(|bytes| bytes / INSTRUCTION),
@@ -126,7 +124,8 @@ fn load(bpf: &mut Ebpf, hook: Hook) -> Result<Program, Error> {
     })
 }
 
-/// Attaches every program in a new namespace, and detaches it.
+/// Attaches every program of traffic control in a new namespace, and detaches it. XDP is attached natively or not at
+/// all, which is up to the driver of the node's interface.
 fn attach_all(bpf: &mut Ebpf) -> Result<Attach, Error> {
     let (index, device) = LOOPBACK;
     sys::enter_new_network()
@@ -139,13 +138,7 @@ fn attach_all(bpf: &mut Ebpf) -> Result<Attach, Error> {
         .into_iter()
         .try_for_each(|hook| hooks.attach_first(bpf, hook, index, device, true));
     let detached = hooks.detach_all();
-    // No driver is asked for its own mode here: the loopback device has none.
-    let xdp = xdp::program(bpf)?;
-    let with_xdp = xdp
-        .attach_to_if_index(index, XdpMode::Skb)
-        .and_then(|id| xdp.detach(id))
-        .map_err(|error| error.at(Hook::NicXdp.name(), device));
     pin::remove(&directory)?;
-    attached.and(detached).and(with_xdp)?;
+    attached.and(detached)?;
     Ok(hooks.kind())
 }

@@ -1,13 +1,15 @@
 //! Services balanced by IPVS, which rewrites packets behind conntrack's back: without NAT in conntrack's status.
 
-use std::path::Path as FilePath;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use lab::process;
 use lab::traffic::rtt::Transport;
+use lab::traffic::whoami::Questioner;
+use lab::wait::patient;
 
+use crate::kernels::{LIMIT, is_absent};
 use crate::legs::{CLUSTER_IP, Count, Legs};
 use crate::service_pair::{ASSURED, Pair, with_pair};
 use crate::support::{Backend, Outcome, Setting, shell};
@@ -16,8 +18,8 @@ use crate::support::{Backend, Outcome, Setting, shell};
 const TABLE: &str = "/proc/net/ip_vs";
 /// Round trips of one connection, for longer than a flow takes to turn fast.
 const TRIPS: usize = 1000;
-/// How long an answer may take.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How many datagrams are answered at least.
+const FEW: usize = 50;
 /// Between two datagrams.
 const PAUSE: Duration = Duration::from_millis(10);
 /// What leaves the client's node with masquerade carries the address of the device that it leaves by: that of the VXLAN
@@ -28,11 +30,7 @@ const MASKED_DIRECT: Legs = [false; 4];
 
 /// What is missing.
 pub(crate) fn is_lacking() -> Option<&'static str> {
-    if !FilePath::new(TABLE).exists() {
-        // A module on most distributions; its absence is told below.
-        process::run(None, "modprobe", &["ip_vs"]).ok();
-    }
-    if !FilePath::new(TABLE).exists() {
+    if is_absent(TABLE, "ip_vs") {
         return Some("the kernel has no IPVS (CONFIG_IP_VS)");
     }
     process::run(None, "ipvsadm", &["--version"])
@@ -68,9 +66,7 @@ pub(crate) fn what_it_rewrites_is_never_fast(setting: Setting) -> Outcome {
 /// One virtual service for each transport, as kube-proxy makes them: the address is local, packets are translated
 /// (`-m`), and conntrack learns of it.
 fn install(pair: &Pair<'_>) -> Outcome {
-    let service = pair.service();
-    let address = service.ip();
-    let endpoint = pair.direct();
+    let (service, endpoint) = (pair.service(), pair.direct());
     shell(
         pair.client_node,
         &format!(
@@ -79,31 +75,35 @@ fn install(pair: &Pair<'_>) -> Outcome {
              for transport in t u; do \
                ipvsadm -A -$transport {service} -s rr && \
                ipvsadm -a -$transport {service} -r {endpoint} -m || exit 1; \
-             done"
+             done",
+            address = service.ip(),
         ),
     )
     .map(drop)
 }
 
-/// Uses the service by TCP and by UDP; returns the counters of before. A questioner takes answers from nobody but whom it
-/// has asked.
+/// Uses the service by TCP and by UDP; returns the counters of before.
 fn use_service(pair: &Pair<'_>) -> anyhow::Result<Count> {
     let before = pair.count()?;
-    let mut connection = pair.open(pair.service(), Transport::Tcp, 0, LIMIT)?;
-    for _ in 0..TRIPS {
-        connection.ask().context("TCP")?;
+    let mut stream = pair.open(pair.service(), Transport::Tcp, 0, patient(LIMIT))?;
+    for number in 0..TRIPS {
+        ask(&mut stream).with_context(|| format!("TCP, {number} answers"))?;
     }
-    connection.close()?;
-    let mut datagrams = pair.open(pair.service(), Transport::Udp, 0, LIMIT)?;
+    stream.close()?;
+    let mut socket = pair.open(pair.service(), Transport::Udp, 0, patient(LIMIT))?;
     let start = Instant::now();
     let mut answers = 0;
-    while start.elapsed() < 2 * ASSURED {
-        datagrams
-            .ask()
-            .with_context(|| format!("UDP, {answers} answers"))?;
+    while start.elapsed() < 2 * ASSURED || answers < FEW {
+        ask(&mut socket).with_context(|| format!("UDP, {answers} answers"))?;
         answers += 1;
         thread::sleep(PAUSE);
     }
-    ensure!(answers > 1, "{answers} answers in {:?}", start.elapsed());
     Ok(before)
+}
+
+/// The answer has to come from the service's address, or the socket does not get it.
+fn ask(flow: &mut Questioner) -> Outcome {
+    let answer = flow.ask()?;
+    ensure!(answer.server == "first", "{answer:?}");
+    Ok(())
 }

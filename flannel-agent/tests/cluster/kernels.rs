@@ -4,6 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::path::Path as FilePath;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,15 @@ use anyhow::{Context as _, ensure};
 use lab::traffic::icmp::Pinger;
 use lab::traffic::rtt::{EchoServer, Transport, round_trips};
 use lab::traffic::tcp::{self, TcpPlan};
-use lab::{Node, NodeConfig, Pod, process, underlay};
+use lab::wait::patient;
+use lab::{Netns, Node, NodeConfig, process, underlay};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket, sockopt};
 
-use crate::pair::{LIMIT, Pair, with_pair};
+use crate::service_pair::{Pair, with_pair};
 use crate::support::{Outcome, Setting, shell, wait_pods_served, with_cluster};
 
+/// How long a request may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// Requests of one look at the counters.
 const TRIPS: u64 = 300;
 /// How many of them may miss the fast path at each hook: handshake and end.
@@ -29,12 +33,11 @@ const STREAM: u64 = 2_000_000;
 
 /// Ping and a stream arrive, and nearly all packets of a connection are fast at all four hooks on their way.
 pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
-    with_pair(setting, &[], |pair| {
-        let [client, server] = &pair.pods;
-        ping(client, &[server.address()])?;
+    with_pair(setting.pair(), |pair| {
+        ping(pair.client.netns(), pair.server.address())?;
         all_legs_are_fast(pair)?;
-        for (from, to) in [(client, server), (server, client)] {
-            let before = pair.counters()?;
+        for (from, to) in [(&pair.client, &pair.server), (&pair.server, &pair.client)] {
+            let before = pair.count()?;
             let plan = TcpPlan {
                 bytes: STREAM,
                 rate: None,
@@ -44,13 +47,11 @@ pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
                 report.is_intact() && report.received == STREAM,
                 "{report:?}"
             );
-            for (now, before) in pair.counters()?.iter().zip(&before) {
-                let counted = now.since(before);
-                ensure!(
-                    counted.fast_egress > 0 && counted.fast_ingress > 0,
-                    "a stream that was not fast: {counted:?}"
-                );
-            }
+            let fast = pair.count()?.since(&before);
+            ensure!(
+                fast.iter().all(|packets| *packets > 0),
+                "a stream that was not fast: {fast:?}"
+            );
         }
         Ok(())
     })
@@ -58,31 +59,30 @@ pub(crate) fn both_directions_are_fast(setting: Setting) -> Outcome {
 
 /// Sends requests until nearly all of them, and of their answers, are fast.
 fn all_legs_are_fast(pair: &Pair<'_>) -> Outcome {
-    let [client, server] = &pair.pods;
-    let echo = EchoServer::start(server.netns())?;
-    let address = SocketAddr::new(server.address().into(), echo.port());
     let start = Instant::now();
     loop {
-        let before = pair.counters()?;
-        round_trips(client, address, Transport::Tcp, TRIPS as usize, 64, LIMIT)?;
-        let now = pair.counters()?;
-        let counted = [now[0].since(&before[0]), now[1].since(&before[1])];
-        if counted
-            .iter()
-            .all(|counted| counted.fast_egress.min(counted.fast_ingress) >= TRIPS - FEW)
-        {
+        let before = pair.count()?;
+        let mut flow = pair.open(pair.direct(), Transport::Tcp, 0, patient(LIMIT))?;
+        for _ in 0..TRIPS {
+            flow.ask()?;
+        }
+        flow.close()?;
+        let now = pair.count()?;
+        let fast = now.since(&before);
+        if fast.iter().all(|packets| *packets >= TRIPS - FEW) {
             return Ok(());
         }
         ensure!(
-            start.elapsed() < SETTLED,
-            "of {TRIPS} requests not all were fast: {counted:?}"
+            start.elapsed() < patient(SETTLED),
+            "of {TRIPS} requests not all were fast: {fast:?}: {:?}",
+            now.all_since(&before)
         );
     }
 }
 
-fn ping(from: &Pod, targets: &[Ipv4Addr]) -> Outcome {
-    let times = Pinger::new(from.netns())?.round(targets, LIMIT)?;
-    ensure!(times.iter().all(Option::is_some), "{targets:?}: {times:?}");
+fn ping(from: &Netns, target: Ipv4Addr) -> Outcome {
+    let times = Pinger::new(from)?.round(&[target], patient(LIMIT))?;
+    ensure!(times[0].is_some(), "no answer from {target}");
     Ok(())
 }
 
@@ -147,26 +147,29 @@ fn packets(listing: &str) -> u64 {
 const TAG: u16 = 100;
 const INNER_TAG: u16 = 200;
 
-/// Whether the kernel has no VLANs.
+/// There once the kernel has VLANs.
+const VLANS: &str = "/proc/net/vlan";
+
+/// What is missing for VLANs.
 pub(crate) fn lacks_vlan() -> Option<&'static str> {
-    let in_namespace = || {
-        let netns = lab::Netns::create(&format!("vlan-probe-{}", std::process::id()))?;
-        underlay::ip_batch(
-            &netns,
-            "link add probe type veth peer name peer\n\
-             link add link probe name tagged type vlan id 1\n",
-        )
-    };
-    in_namespace()
-        .is_err()
-        .then_some("the kernel has no VLANs (CONFIG_VLAN_8021Q)")
+    is_absent(VLANS, "8021q").then_some("the kernel has no VLANs (CONFIG_VLAN_8021Q)")
+}
+
+/// Whether something of the kernel is not there, even as a module.
+pub(crate) fn is_absent(path: &str, module: &str) -> bool {
+    let path = FilePath::new(path);
+    if !path.exists() {
+        // A module on most distributions. If it is not there either, the path still does not exist.
+        process::run(None, "modprobe", &[module]).ok();
+    }
+    !path.exists()
 }
 
 /// Nodes that reach each other by a tagged interface are fast; frames with a further tag, which pass that interface too,
 /// are left to the kernel, which delivers them.
 pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
-    with_pair(setting, &[], |pair| {
-        let nodes = pair.nodes;
+    with_pair(setting.pair(), |pair| {
+        let nodes = [pair.client_node, pair.server_node];
         for node in nodes {
             node.agent().stop()?;
             let outer = add_tagged(node, "eth0", TAG)?;
@@ -184,12 +187,10 @@ pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
         }
         all_legs_are_fast(pair)?;
 
-        let before = pair.counters()?;
-        let inner = tagged_address(pair.nodes[1], INNER_TAG);
-        let times = Pinger::new(pair.nodes[0].netns())?.round(&[inner], LIMIT)?;
-        ensure!(times.iter().all(Option::is_some), "{inner}: {times:?}");
-        for (now, before) in pair.counters()?.iter().zip(&before) {
-            let counted = now.since(before);
+        let before = pair.count()?;
+        let inner = tagged_address(pair.server_node, INNER_TAG);
+        ping(pair.client_node.netns(), inner)?;
+        for counted in pair.count()?.all_since(&before) {
             let tagged = counted.declined.get("nic_ingress/vlan").copied();
             ensure!(tagged.unwrap_or_default() > 0, "{counted:?}");
         }
@@ -250,7 +251,7 @@ pub(crate) fn sctp_is_the_kernels(setting: Setting) -> Outcome {
         })??;
         let echo = thread::spawn(move || -> std::io::Result<()> {
             let (mut stream, _) = listener.accept()?;
-            stream.set_read_timeout(Some(LIMIT))?;
+            stream.set_read_timeout(Some(patient(LIMIT)))?;
             let mut request = [0; 1000];
             stream.read_exact(&mut request)?;
             stream.write_all(&request)
@@ -259,12 +260,12 @@ pub(crate) fn sctp_is_the_kernels(setting: Setting) -> Outcome {
             .netns()
             .run(|| -> rustix::io::Result<_> {
                 let socket = sctp_socket()?;
-                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(LIMIT))?;
+                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patient(LIMIT)))?;
                 connect(&socket, &SocketAddr::from(target))?;
                 Ok(TcpStream::from(socket))
             })?
             .context("association")?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(patient(LIMIT)))?;
         let sent: Vec<u8> = (0..1000).map(|number| number as u8).collect();
         stream.write_all(&sent)?;
         let mut answer = vec![0; sent.len()];

@@ -11,11 +11,16 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Programs, image, kernels::Kernel, results::Results};
+use super::{
+    Programs,
+    image::{self, Extent},
+    kernels::Kernel,
+    results::Results,
+};
 use crate::command;
 
 /// A machine of which nothing is heard for so long hangs.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// A machine that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -38,30 +43,31 @@ const FAULTS: [&str; 5] = [
 /// Messages of the kernel that are shown when it never came up.
 const LAST_MESSAGES: usize = 15;
 
-/// Boots a kernel and runs the tests there. `say` is told what happens.
+/// Boots a kernel and runs the tests there. `say` is told what happens; `folder` keeps what kernel and tests print.
 pub fn run(
     kernel: &Kernel,
     programs: &Programs,
+    extent: Extent,
     folder: &Path,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<Results> {
     // What an earlier run has left is of no use.
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let initramfs = image::make(kernel, programs, folder)?;
+    let initramfs = image::make(kernel, programs, extent, folder)?;
     let console = folder.join("console");
     let output = folder.join("output");
+    let mut output =
+        File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
     for number in 1..=TRIES {
-        let mut log =
-            File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
         let mut results = Results::default();
         let status = command::lines_within(
             &mut machine(kernel, &initramfs, &console),
             BOOT_LIMIT,
             LIMIT,
             |line| {
-                // For whoever wants to see more than the last lines of what failed; the tests go on without.
-                let _ = writeln!(log, "{line}");
+                // For people who want to see more than what is told; what counts is in the results.
+                let _ = writeln!(output, "{line}");
                 if let Some(news) = results.line(line) {
                     say(&news);
                 }

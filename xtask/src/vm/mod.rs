@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 
-use self::report::Row;
+use self::{image::Extent, report::Row, results::Results};
 use crate::{
     build::{self, OBJECT_VARIABLE, Program},
     command,
@@ -35,7 +35,7 @@ use crate::{
 const PACKAGE: &str = "flannel-agent";
 
 /// Kernels that `cargo xtask test` boots: the oldest that the fast path supports, and the newest that there is.
-const TESTED: [&str; 2] = ["5.10", kernels::NEWEST];
+const TESTED: [(&str, Extent); 2] = [("5.10", Extent::Basic), (kernels::NEWEST, Extent::Full)];
 
 /// Options of `cargo xtask vm`.
 #[derive(Debug, Args)]
@@ -94,9 +94,10 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         .env(OBJECT_VARIABLE, objects.hooks()?);
     let programs = Programs::of(&build::programs(&mut cargo)?, objects.hooks()?)?;
     let names = match &options.kernels[..] {
-        [] => kernels::DEFAULT.map(str::to_owned).to_vec(),
-        names => names.to_vec(),
+        [] => kernels::DEFAULT.to_vec(),
+        names => names.iter().map(String::as_str).collect(),
     };
+    let names: Vec<_> = names.into_iter().map(|name| (name, Extent::Full)).collect();
     let rows = boot_all(workspace, &programs, &names, options.jobs);
     command::check_interrupt()?;
     let tally = tally(&rows);
@@ -121,8 +122,7 @@ pub fn suite(workspace: &Workspace, programs: &Programs) -> Result<Tally> {
             ..Tally::default()
         });
     }
-    let names = TESTED.map(str::to_owned);
-    let rows = boot_all(workspace, programs, &names, Some(names.len()));
+    let rows = boot_all(workspace, programs, &TESTED, Some(TESTED.len()));
     command::check_interrupt()?;
     let tally = tally(&rows);
     print!("{}", tables(&rows));
@@ -133,7 +133,7 @@ pub fn suite(workspace: &Workspace, programs: &Programs) -> Result<Tally> {
 fn boot_all(
     workspace: &Workspace,
     programs: &Programs,
-    names: &[String],
+    names: &[(&str, Extent)],
     jobs: Option<usize>,
 ) -> Vec<Row> {
     let folder = workspace.target.join("vm");
@@ -141,7 +141,7 @@ fn boot_all(
     // One after the other: downloads go no faster side by side.
     let found: Vec<_> = names
         .iter()
-        .map(|name| kernels::find(&folder, name))
+        .map(|(name, _)| kernels::find(&folder, name))
         .collect();
     let waiting = Mutex::new(
         names
@@ -156,7 +156,7 @@ fn boot_all(
     let work = || {
         loop {
             let next = waiting.lock().unwrap_or_else(lock).pop();
-            let Some((number, (name, kernel))) = next else {
+            let Some((number, ((name, extent), kernel))) = next else {
                 break;
             };
             let start = Instant::now();
@@ -164,16 +164,18 @@ fn boot_all(
                 |news: &str| println!("  {name}: {news} ({:.0} s)", start.elapsed().as_secs_f64());
             let results = match kernel {
                 Ok(kernel) => {
-                    boot::run(&kernel, programs, &folder.join("machines").join(name), &say)
+                    let folder = folder.join("machines").join(name);
+                    Ok(boot::run(&kernel, programs, *extent, &folder, &say)
+                        .unwrap_or_else(Results::failed))
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    println!("  {name}: SKIPPED: {reason}");
+                    Err(reason)
+                }
             };
-            let results = results.map_err(|error| format!("{error:#}"));
-            if let Err(reason) = &results {
-                println!("  {name}: SKIPPED: {reason}");
-            }
             let row = Row {
-                name: name.clone(),
+                name: (*name).to_owned(),
                 results,
                 time: start.elapsed(),
             };

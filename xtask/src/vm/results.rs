@@ -1,5 +1,6 @@
 //! What a machine's script says, line by line: the agent's probe, then test runners.
 
+use anyhow::Error;
 use serde::Deserialize;
 
 use crate::test::tally::{Reader, Tally};
@@ -15,9 +16,6 @@ pub const DONE: &str = "machine done";
 
 /// The runner that is no test.
 const PROBE: &str = "probe";
-
-/// Failures that are named at once; the summary names all.
-const NAMED: usize = 3;
 
 /// Lines of a runner that failed which are shown.
 const SHOWN: usize = 60;
@@ -127,17 +125,13 @@ impl Results {
             return None;
         }
         let tally = reader.finish(&name, end);
-        let mut verdict = format!(
+        let verdict = format!(
             "{name}: {} passed, {} failed, {} skipped",
             tally.passed,
             tally.failed.len(),
             tally.skipped.len()
         );
         if !tally.failed.is_empty() {
-            verdict += &format!(
-                ": {}",
-                tally.failed[..tally.failed.len().min(NAMED)].join(", ")
-            );
             let last = &lines[lines.len().saturating_sub(SHOWN)..];
             self.output += &format!("--- {name}\n{}\n", last.join("\n"));
         }
@@ -160,6 +154,13 @@ impl Results {
         for fault in faults {
             self.fail(fault);
         }
+    }
+
+    /// Of a machine that could not be started.
+    pub fn failed(error: Error) -> Self {
+        let mut results = Self::default();
+        results.fail(format!("{error:#}"));
+        results
     }
 
     /// Counts a failure that is no test's.
