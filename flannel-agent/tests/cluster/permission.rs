@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use lab::traffic::{rtt::Transport, whoami::Questioner};
 
 use crate::legs::{CLUSTER_IP, DIRECT};
-use crate::service_pair::{ANSWER, ASSURED, Pair, with_pair};
+use crate::service_pair::{ASSURED, Pair, with_pair};
 use crate::support::{Outcome, Setting, shell};
 
 /// How long a connection and its answers may take.
@@ -46,7 +46,7 @@ pub(crate) fn one_port_for_pod_and_service(setting: Setting) -> Outcome {
 /// Asks the service or the pod itself from one port, each for so long that its flow is assured.
 fn take_turns(pair: &Pair<'_>, to_service: [bool; 4], between: impl Fn() -> Outcome) -> Outcome {
     pair.install_service()?;
-    let mut socket = pair.open(pair.direct(), Transport::Udp, 0, ANSWER)?;
+    let mut socket = pair.open(pair.direct(), Transport::Udp, 0, LIMIT)?;
     for (round, to_service) in to_service.into_iter().enumerate() {
         let target = target(pair, to_service);
         socket.turn_to(target);

@@ -14,7 +14,7 @@ use lab::{
 };
 
 use crate::legs::DIRECT;
-use crate::service_pair::{ANSWER, ASSURED, Pair, with_pair};
+use crate::service_pair::{ASSURED, Pair, with_pair};
 use crate::support::{Outcome, Path, Setting, shell};
 
 /// How long connecting, and an answer that must come, may take.
@@ -366,7 +366,7 @@ pub(crate) fn policies_for_new_flows_end_none(setting: Setting) -> Outcome {
                 }
                 // They were revalidated since.
                 pair.assert_legs(setting.path, &before, DIRECT)?;
-                let new = pair.open(pair.direct(), Transport::Tcp, 0, ANSWER);
+                let new = pair.open(pair.direct(), Transport::Tcp, 0, SILENCE);
                 ensure!(new.is_err(), "a new connection got past {forbid}");
                 shell(place, &allow)?;
             }

@@ -27,8 +27,6 @@ const SECOND_PORT: u16 = 8081;
 
 /// After so long conntrack calls an answered UDP flow assured.
 pub(crate) const ASSURED: Duration = Duration::from_millis(2500);
-/// How long an answer may take that is not lost.
-pub(crate) const ANSWER: Duration = Duration::from_millis(300);
 
 /// The two pods, their nodes, and the servers.
 pub(crate) struct Pair<'a> {
