@@ -75,7 +75,7 @@ pub(super) struct PathView {
     pub(super) mode: String,
     /// Whether BPF programs carry packets.
     pub(super) fast: bool,
-    /// The tier, or why the kernel carries them alone.
+    /// How programs are attached, who sends and who receives, or why the kernel carries packets alone.
     pub(super) detail: String,
     /// Why the kernel carries all packets although the fast path was asked for.
     pub(super) reason: Option<String>,
@@ -336,23 +336,14 @@ pub(super) fn path_view(fast_path: &FastPath) -> PathView {
         .iter()
         .map(|hook| format!("{}@{}", hook.program, hook.device))
         .collect();
-    let tier =
-        |name: &str, tier: &Option<String>| tier.as_ref().map(|tier| format!("{name} {tier}"));
     let detail = if fast_path.active {
-        let parts = [
-            fast_path.attach.clone(),
-            tier("out", &fast_path.egress),
-            tier("in", &fast_path.ingress),
-        ];
-        let counts = count_programs(fast_path);
-        format!(
-            "{}: {counts}",
-            parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
-        )
+        let tiers = [&fast_path.attach, &fast_path.egress, &fast_path.ingress];
+        let tiers: Vec<_> = tiers.into_iter().flatten().cloned().collect();
+        format!("{}: {}", tiers.join(" "), count_programs(fast_path))
     } else {
         match &fast_path.reason {
             Some(reason) => reason.clone(),
-            None => format!("fast path {}", fast_path.mode),
+            None => format!("mode {}", fast_path.mode),
         }
     };
     PathView {

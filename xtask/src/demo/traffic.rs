@@ -46,7 +46,7 @@ fn stream_line(stream: Option<&StreamView>, pace: &str) -> Line {
             line.push(Style::Good, format!("{gbit_per_second:.2} Gbit/s"));
             line.push(
                 Style::Plain,
-                format!(" ({pace}), content checked, {retransmits} retransmits"),
+                format!(" ({pace}), intact, {retransmits} retransmits"),
             );
         }
     }

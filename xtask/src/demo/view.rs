@@ -87,7 +87,7 @@ pub(super) fn nodes(nodes: &[NodeView]) -> Vec<Line> {
     let mut lines = vec![Line::of(
         Style::Bold,
         format!(
-            "{:<5}{:<16}{:<16}{:<8}{:<7}{:<10}{}",
+            "{:<5}{:<16}{:<15}{:<7}{:<7}{:<10}{}",
             "NODE", "SUBNET", "PUBLIC IP", "LEASES", "FLOWS", "ATTESTS", "PATH"
         ),
     )];
@@ -106,7 +106,7 @@ pub(super) fn nodes(nodes: &[NodeView]) -> Vec<Line> {
         let attests = attestation.as_deref().unwrap_or("-");
         let mut line = Line::of(
             Style::Plain,
-            format!("{name:<5}{subnet:<16}{public_ip:<16}{leases:<8}{flows:<7}{attests:<10}"),
+            format!("{name:<5}{subnet:<16}{public_ip:<15}{leases:<7}{flows:<7}{attests:<10}"),
         );
         let (style, path_name) = if path.fast {
             (Style::Good, "fast")
@@ -266,7 +266,7 @@ mod tests {
             path: PathView {
                 mode: "flow".to_owned(),
                 fast: true,
-                detail: "tcx, out encap, in nic: 3 pod_egress, 1 nic_ingress".to_owned(),
+                detail: "tcx encap nic: 3 pod_egress, 1 nic_ingress".to_owned(),
                 ..PathView::default()
             },
             problems: vec![],
