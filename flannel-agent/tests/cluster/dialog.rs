@@ -91,10 +91,14 @@ impl Dialog {
     }
 }
 
+/// Opens so many conversations, without a word.
+pub(crate) fn open(from: &dyn Host, to: &dyn Host, count: usize) -> anyhow::Result<Vec<Dialog>> {
+    (0..count).map(|_| Dialog::open(from, to)).collect()
+}
+
 /// Opens so many conversations and leads them until all are assured, and the hooks have seen that.
 pub(crate) fn assured(from: &dyn Host, to: &dyn Host, count: usize) -> anyhow::Result<Vec<Dialog>> {
-    let open = |_| Dialog::open(from, to);
-    let dialogs = (0..count).map(open).collect::<anyhow::Result<Vec<_>>>()?;
+    let dialogs = open(from, to, count)?;
     let start = Instant::now();
     let mut last = false;
     while !last {

@@ -28,6 +28,7 @@ mod mixed;
 mod mtu;
 mod nodes;
 mod offloads;
+mod order;
 mod pair;
 mod permission;
 mod policies;
@@ -281,6 +282,10 @@ const FLOW_TRAFFIC: &[(&str, Test)] = &[
         differential::random_packets_fare_alike,
     ),
     ("aggregates_are_fast", flow::aggregates_are_fast),
+    (
+        "two_processors_are_as_one",
+        order::two_processors_are_as_one,
+    ),
 ];
 
 /// Tests of what permitted flows must have in common with the kernel's own path, on both.
@@ -307,6 +312,8 @@ const TRAFFIC: &[(&str, Test)] = &[
         offloads::datagram_aggregates,
     ),
     ("jumbo_frames_get_through", offloads::jumbo_frames),
+    ("bursts_stay_in_order", order::bursts_stay_in_order),
+    ("datagrams_stay_in_order", order::datagrams_stay_in_order),
 ];
 
 /// Says what this machine lacks for a test, if it lacks anything.
