@@ -83,13 +83,17 @@ pub struct Config {
     pub vtep_mac: Mac,
     /// Address of the node's interface: what XDP addresses decapsulated packets to.
     pub uplink_mac: Mac,
+    /// Source address, but for its last bits, of packets that XDP has decapsulated: a secret of this host, so that the
+    /// hook behind it knows them. (Metadata in front of a packet would be lost where somebody watches the interface: the
+    /// kernel copies such packets before a program may write.)
+    pub xdp_mac: Mac,
     /// Time to live of encapsulated packets.
     pub outer_ttl: u8,
     /// Zero.
-    pub reserved: u8,
+    pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<Config>() == 88);
+const _: () = assert!(size_of::<Config>() == 96);
 
 /// Programs act; without it they hand everything to the kernel.
 pub const FLAG_ACTIVE: u32 = 1;
@@ -112,30 +116,13 @@ pub const FLAG_STRICT: u32 = 1 << 7;
 /// Decapsulate by XDP at the node's interface; what it leaves encapsulated is the kernel's.
 pub const FLAG_XDP: u32 = 1 << 8;
 
-/// What XDP notes in front of a packet that it has decapsulated, for the hook behind it: metadata, which no packet brings
-/// along from the wire, and by which packets that are carried differently are not merged (`skb_metadata_differs` in
-/// include/linux/skbuff.h).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Carried {
-    /// [`Self::MAGIC`], since programs of others may leave metadata too.
-    pub magic: u32,
-    /// Combination of the `CARRIED_` constants.
-    pub how: u32,
-}
-
-// As metadata must be: a multiple of 4, and no more than any kernel takes.
-const _: () = assert!(size_of::<Carried>() == 8);
-
-impl Carried {
-    /// What tells ours.
-    pub const MAGIC: u32 = 0xf1a2_0c9d;
-}
-
-/// The kernel is to be asked again, by a copy.
-pub const CARRIED_PROBE: u32 = 1;
+/// How XDP has a packet carried that it has decapsulated, told to the hook behind it by the last bits of the source
+/// address: the kernel is to be asked again, by a copy.
+pub const CARRIED_PROBE: u8 = 1;
 /// The packet must queue up behind earlier ones.
-pub const CARRIED_QUEUE: u32 = 1 << 1;
+pub const CARRIED_QUEUE: u8 = 1 << 1;
+/// All bits of a source address that say how.
+pub const CARRIED_BITS: u8 = CARRIED_PROBE | CARRIED_QUEUE;
 
 /// Another node, by its subnet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

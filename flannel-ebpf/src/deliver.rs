@@ -1,11 +1,14 @@
 //! The last step of both receive tiers: a plain inner packet into its pod.
 
-use flannel_common::decide::L3;
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use flannel_common::decide::ingress::Deliver;
-use flannel_common::maps::{Config, POD_VIA_HOST};
+use flannel_common::decide::{L3, Topology as _, encap};
+use flannel_common::maps::POD_VIA_HOST;
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::ethernet::{self, Ethernet};
+use flannel_common::wire::{Packet as _, ipv4, vxlan};
 
+use crate::maps::Topology;
 use crate::skb::{DROP, Skb, to_device, to_veth_peer};
 
 /// Rewrites the packet as the kernel's forwarding would, and hands it over.
@@ -13,13 +16,13 @@ use crate::skb::{DROP, Skb, to_device, to_veth_peer};
 /// # Errors
 /// The packet is unchanged and the kernel must handle it.
 #[inline(always)]
-pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<i32, Outcome> {
-    if deliver.permit.probe {
-        if deliver.decapsulated {
-            skb.probe_decapsulated(config);
-        } else {
-            skb.probe(deliver.offset());
-        }
+pub fn deliver(skb: &mut Skb, topology: &Topology, deliver: &Deliver<'_>) -> Result<i32, Outcome> {
+    let config = topology.config();
+    if deliver.permit.probe && !deliver.decapsulated {
+        skb.probe(deliver.offset());
+    }
+    if deliver.permit.probe && deliver.decapsulated && !probe_in_tunnel(skb, topology, deliver) {
+        return Ok(DROP);
     }
     if deliver.tunnelled {
         skb.shrink()?;
@@ -41,4 +44,33 @@ pub fn deliver(skb: &mut Skb, config: &Config, deliver: &Deliver<'_>) -> Result<
     }
     skb.set_fast(config);
     Ok(to_device(deliver.pod.host_index))
+}
+
+/// Sends a probe of a packet that XDP has taken out of its tunnel: in a tunnel, since rules in front of the tunnel's end are
+/// to be asked too. `false` if the packet is not whole any more, which only a want of memory can cause.
+#[inline(always)]
+fn probe_in_tunnel(skb: &mut Skb, topology: &Topology, deliver: &Deliver<'_>) -> bool {
+    let (Some(peer), Some(ethernet)) = (topology.peer(deliver.ip.source), skb.read::<Ethernet>(0))
+    else {
+        return true;
+    };
+    // Datagrams that GRO has merged would be told apart wrongly afterwards, as in `Outcome::Datagrams`.
+    if deliver.ip.protocol != ipv4::TCP && skb.meta().gso_size != 0 {
+        return true;
+    }
+    // SAFETY: no pointer is involved.
+    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let headers = encap::received(topology.config(), peer, &deliver.ip, id);
+    if skb.grow().is_err() {
+        return true;
+    }
+    // What is known by its source address is not let through to the kernel.
+    let from_peer = Ethernet {
+        source: peer.vtep_mac,
+        ..ethernet
+    };
+    if skb.write(0, from_peer) && skb.write(L3, headers) {
+        skb.probe(L3 + vxlan::OVERHEAD);
+    }
+    skb.shrink().is_ok() && skb.write(0, ethernet)
 }

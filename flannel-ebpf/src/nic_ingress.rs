@@ -4,8 +4,7 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use bytemuck::{Pod, Zeroable};
-use flannel_common::decide::{L3, Meta, Topology as _, ingress};
-use flannel_common::maps::Carried;
+use flannel_common::decide::{L3, Topology as _, ingress};
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::ethernet::{self, Ethernet};
 use flannel_common::wire::ipv4::{self, Ipv4};
@@ -32,23 +31,18 @@ struct Headers {
 #[classifier]
 pub fn nic_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx, HEADERS);
-    let carried = skb.carried();
-    let verdict = verdict(&ctx, Hook::NicIngress, receive(&mut skb, carried));
-    if carried.is_some() && verdict == TC_ACT_UNSPEC {
+    let verdict = verdict(&ctx, Hook::NicIngress, receive(&mut skb));
+    if verdict == TC_ACT_UNSPEC {
         return give_back(&mut skb);
     }
     verdict
 }
 
 #[inline(always)]
-fn receive(skb: &mut Skb, carried: Option<Carried>) -> Result<i32, Outcome> {
+fn receive(skb: &mut Skb) -> Result<i32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
-    let meta = Meta {
-        carried,
-        ..skb.meta()
-    };
-    let decision = ingress::from_wire(skb, &meta, &topology, &Remembered)?;
-    deliver(skb, topology.config(), &decision)
+    let decision = ingress::from_wire(skb, &skb.meta(), &topology, &Remembered)?;
+    deliver(skb, &topology, &decision)
 }
 
 /// What XDP has taken out of its tunnel, and is the kernel's after all, goes on where the kernel's own tunnel would have
@@ -62,6 +56,9 @@ fn give_back(skb: &mut Skb) -> i32 {
     let Some(headers) = skb.read::<Headers>(0) else {
         return TC_ACT_UNSPEC;
     };
+    if ingress::carried_by_xdp(&headers.ethernet, topology.config()).is_none() {
+        return TC_ACT_UNSPEC;
+    }
     let config = topology.config();
     let headers = Headers {
         ethernet: Ethernet {

@@ -1,15 +1,14 @@
 //! From other nodes, before the kernel has made a packet of the frame: XDP at the node's interface.
 //!
 //! Only takes the tunnel off. What is left is merged with its like by GRO as if it had never been in one, and delivered by
-//! `nic_ingress`, which is told by metadata that it may.
+//! `nic_ingress`, which knows it by its source address.
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_meta};
+use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use bytemuck::Pod;
 use flannel_common::decide::{L3, Meta, Topology as _, ingress};
-use flannel_common::maps::Carried;
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::ethernet::{self, Ethernet};
 use flannel_common::wire::{Packet, vxlan};
@@ -33,12 +32,12 @@ fn receive(ctx: &XdpContext) -> Result<u32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
     let mut frame = Frame { ctx };
     let decision = ingress::from_driver(&frame, &frame.meta(), &topology, &Remembered)?;
+    let config = topology.config();
     let ethernet = Ethernet {
-        destination: topology.config().uplink_mac,
-        source: topology.config().vtep_mac,
+        destination: config.uplink_mac,
+        source: ingress::xdp_source(config, decision.permit),
         ethertype: ethernet::IPV4,
     };
-    frame.note(decision.permit.carried())?;
     frame.shrink()?;
     // The decision has read what is written here, so this cannot fail; the verifier cannot know.
     Ok(
@@ -90,25 +89,6 @@ impl Frame<'_> {
         true
     }
 
-    /// Notes something in front of the frame. Kernel 4.15 (commit de8f3a83b0a0), and a driver that has room.
-    ///
-    /// # Errors
-    /// The frame is as it was.
-    #[inline(always)]
-    fn note(&mut self, carried: Carried) -> Result<(), Outcome> {
-        // SAFETY: the context is the program's.
-        if unsafe { bpf_xdp_adjust_meta(self.ctx.ctx, -(size_of::<Carried>() as i32)) } != 0 {
-            return Err(Outcome::Helper);
-        }
-        let start = self.ctx.metadata();
-        if start + size_of::<Carried>() > self.ctx.data() {
-            return Err(Outcome::Helper);
-        }
-        // SAFETY: the bounds were checked, and metadata lies at a multiple of four.
-        unsafe { (start as *mut Carried).write(carried) };
-        Ok(())
-    }
-
     /// Takes the outer headers off.
     ///
     /// # Errors
@@ -117,12 +97,10 @@ impl Frame<'_> {
     fn shrink(&mut self) -> Result<(), Outcome> {
         // SAFETY: the context is the program's.
         if unsafe { bpf_xdp_adjust_head(self.ctx.ctx, vxlan::OVERHEAD as i32) } == 0 {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(Outcome::Helper)
         }
-        // SAFETY: as above. Takes back what was noted; what remains of it otherwise is in front of a frame that is still
-        // encapsulated, and so ignored.
-        unsafe { bpf_xdp_adjust_meta(self.ctx.ctx, size_of::<Carried>() as i32) };
-        Err(Outcome::Helper)
     }
 }
 

@@ -18,11 +18,10 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use flannel_common::decide::attest::PROBE_TTL;
 use flannel_common::decide::conntrack::{self, Tuples};
-use flannel_common::decide::{L3, Meta, Tag};
+use flannel_common::decide::{Meta, Tag};
 use flannel_common::flow::SharedFlow;
-use flannel_common::maps::{Carried, Config, FLAG_FLOWS};
+use flannel_common::maps::{Config, FLAG_FLOWS};
 use flannel_common::outcome::Outcome;
-use flannel_common::wire::ethernet::Ethernet;
 use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
 
@@ -81,22 +80,7 @@ impl Skb {
             to_us: raw.pkt_type == PACKET_HOST,
             ingress_ifindex: raw.ingress_ifindex,
             tag: self.tag(),
-            carried: None,
         }
-    }
-
-    /// What XDP has noted in front of the packet.
-    #[inline(always)]
-    pub fn carried(&self) -> Option<Carried> {
-        // SAFETY: the verifier guarantees the context.
-        let raw = unsafe { &*self.raw };
-        let start = raw.data_meta as usize;
-        if start + size_of::<Carried>() > raw.data as usize {
-            return None;
-        }
-        // SAFETY: the bounds were checked, and metadata lies at a multiple of four.
-        let carried = unsafe { (start as *const Carried).read() };
-        (carried.magic == Carried::MAGIC).then_some(carried)
     }
 
     /// What this host has noted beside the packet.
@@ -174,31 +158,6 @@ impl Skb {
     /// that it is forwarded by. The packet itself is unchanged. Without memory no probe is sent.
     #[inline(always)]
     pub fn probe(&mut self, offset: usize) {
-        // SAFETY: the verifier guarantees the context.
-        let ifindex = unsafe { (*self.raw).ifindex };
-        self.probe_at(ifindex, offset);
-    }
-
-    /// As [`Self::probe`], for a packet that XDP has taken out of its tunnel: the copy comes out of the VXLAN device.
-    #[inline(always)]
-    pub fn probe_decapsulated(&mut self, config: &Config) {
-        let Some(ethernet) = self.read::<Ethernet>(0) else {
-            return;
-        };
-        let to_vtep = Ethernet {
-            destination: config.vtep_mac,
-            ..ethernet
-        };
-        if self.write(0, to_vtep) {
-            self.probe_at(config.vtep_index, L3);
-            // Cannot fail, as below.
-            let _ = self.write(0, ethernet);
-        }
-    }
-
-    /// Sends the copy as if the interface had received it.
-    #[inline(always)]
-    fn probe_at(&mut self, ifindex: u32, offset: usize) {
         let Some(ip) = self.read::<Ipv4>(offset) else {
             return;
         };
@@ -211,7 +170,10 @@ impl Skb {
         }
         self.set_tag(Tag::Probe);
         // SAFETY: the verifier guarantees the context.
-        unsafe { bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64) };
+        unsafe {
+            let ifindex = (*self.raw).ifindex;
+            bpf_clone_redirect(self.raw, ifindex, BPF_F_INGRESS as u64);
+        }
         self.set_tag(Tag::None);
         // Cannot fail: the helper leaves as many bytes in the linear part as there were.
         let _ = self.write(offset, ip);

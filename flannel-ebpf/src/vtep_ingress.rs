@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use flannel_common::decide::{L3, Topology as _, ingress};
+use flannel_common::decide::{L3, ingress};
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::{ipv4, tcp};
 
@@ -24,5 +24,5 @@ fn receive(ctx: &TcContext) -> Result<i32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
     let mut skb = Skb::new(ctx, HEADERS);
     let decision = ingress::from_vtep(&skb, &skb.meta(), &topology, &Remembered)?;
-    deliver(&mut skb, topology.config(), &decision)
+    deliver(&mut skb, &topology, &decision)
 }

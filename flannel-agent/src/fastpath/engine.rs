@@ -7,9 +7,10 @@ use std::borrow::Cow;
 use std::fs;
 
 use aya::Ebpf;
+use flannel_common::addr::Mac;
 use flannel_common::maps::{
-    Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_BOTH_LEGS, FLAG_DECAP, FLAG_FLOWS, FLAG_STRICT,
-    FLAG_TCP, FLAG_XDP, LocalPod, POD_VIA_HOST,
+    CARRIED_BITS, Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_BOTH_LEGS, FLAG_DECAP, FLAG_FLOWS,
+    FLAG_STRICT, FLAG_TCP, FLAG_XDP, LocalPod, POD_VIA_HOST,
 };
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, vxlan};
@@ -24,6 +25,7 @@ use super::tier::{self, Attest, Egress, Ingress};
 use super::xdp::NicXdp;
 use super::{AttachBy, Device, Error, Mode, Options, Pod, PodHook, Topology, object};
 use crate::kernel::conntrack;
+use crate::reconcile::device::random_mac;
 use crate::status;
 
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -49,6 +51,8 @@ pub struct Engine {
     bpf: Ebpf,
     hooks: Hooks,
     xdp: NicXdp,
+    /// By which the hook behind XDP knows its packets.
+    xdp_mac: Mac,
     tables: Tables,
     /// What keeps the whole node on the kernel path.
     failure: Option<Error>,
@@ -106,6 +110,7 @@ impl Engine {
             bpf,
             hooks,
             xdp,
+            xdp_mac: xdp_mac(),
             tables,
             failure: None,
             trouble: None,
@@ -392,6 +397,9 @@ impl Engine {
                 config.flags |= FLAG_ASSIST;
             }
             config.uplink_mac = topology.uplink.mac;
+            if self.options.ingress == Ingress::Xdp {
+                config.xdp_mac = self.xdp_mac;
+            }
             config.flags |= match self.options.ingress {
                 Ingress::Vtep => 0,
                 Ingress::Xdp if self.xdp.device().is_some() => FLAG_XDP,
@@ -477,6 +485,13 @@ impl Note {
         };
         self
     }
+}
+
+/// An address that nobody can guess, of the locally administered kind; its last bits are XDP's to set.
+fn xdp_mac() -> Mac {
+    let mut mac = random_mac();
+    mac.0[5] &= !CARRIED_BITS;
+    mac
 }
 
 /// An MTU as the maps hold it; no IPv4 packet is larger than the limit.

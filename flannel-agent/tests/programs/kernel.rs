@@ -15,8 +15,8 @@ use flannel_agent::fastpath::plain::Plain;
 use flannel_agent::fastpath::{Attest, Egress, object, tier};
 use flannel_common::decide::Topology as _;
 use flannel_common::flow::{Flow, FlowKey};
-use flannel_common::maps::{CONFIG_SLOTS, Carried, Config, Control, LocalPod, MAX_FLOWS, Peer};
-use flannel_common::outcome::{Hook, Outcome, SLOTS};
+use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
+use flannel_common::outcome::{Hook, SLOTS};
 use flannel_common::testing::fixtures::Fixture;
 use flannel_common::testing::memory::at;
 use flannel_common::testing::node::{DEVICES, Tables};
@@ -187,14 +187,14 @@ impl Kernel {
             .context("COUNTERS")
     }
 
-    /// Runs the XDP program on a frame. What it notes in front of one must be ours, and is not part of the frame.
+    /// Runs the XDP program on a frame.
     fn run_xdp(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
         let program: &Xdp = self
             .bpf
             .program(fixture.hook.name())
             .with_context(|| format!("no program {}", fixture.hook.name()))?
             .try_into()?;
-        let mut frame = vec![0; fixture.frame.len() + size_of::<Carried>()];
+        let mut frame = vec![0; fixture.frame.len()];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(&fixture.frame),
@@ -204,13 +204,6 @@ impl Kernel {
             })
             .context("BPF_PROG_TEST_RUN")?;
         frame.truncate(result.data_size_out as usize);
-        // Older kernels keep what is in front of a frame to themselves.
-        let shows_note = frame.len() + vxlan::OVERHEAD != fixture.frame.len();
-        if fixture.outcome() == Outcome::Decapsulated && shows_note {
-            let noted: Vec<u8> = frame.drain(..size_of::<Carried>()).collect();
-            let noted: Carried = bytemuck::pod_read_unaligned(&noted);
-            anyhow::ensure!(noted.magic == Carried::MAGIC, "{noted:?}");
-        }
         Ok(Ran {
             verdict: result.return_value as i32,
             frame,

@@ -65,3 +65,16 @@ pub fn headers(config: &Config, peer: &Peer, inner: &Ipv4, hash: u32, id: u16) -
         },
     }
 }
+
+/// The headers that `peer` has sent the packet with, or might have: for a copy that the kernel is to see whole, of a packet
+/// that has been decapsulated. Its source port is gone.
+#[inline(always)]
+pub fn received(config: &Config, peer: &Peer, inner: &Ipv4, id: u16) -> Headers {
+    let mut headers = headers(config, peer, inner, 0, id);
+    // Exchanged addresses have the same checksum.
+    headers.ip.source = peer.node_ip;
+    headers.ip.destination = config.node_ip;
+    headers.ethernet.source = peer.vtep_mac;
+    headers.ethernet.destination = config.vtep_mac;
+    headers
+}

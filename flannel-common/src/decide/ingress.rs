@@ -2,10 +2,9 @@
 
 use super::permit::{Permit, permit};
 use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
+use crate::addr::Mac;
 use crate::flow::{Flows, Leg};
-use crate::maps::{
-    CARRIED_PROBE, CARRIED_QUEUE, Carried, FLAG_DECAP, FLAG_STRICT, FLAG_XDP, LocalPod,
-};
+use crate::maps::{CARRIED_BITS, Config, FLAG_DECAP, FLAG_STRICT, FLAG_XDP, LocalPod};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
 use crate::wire::ethernet::{self, Ethernet};
@@ -59,13 +58,19 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
 ) -> Result<Deliver<'a>, Outcome> {
     let config = topology.config();
-    frame(packet, meta, topology)?;
+    let ethernet = frame(packet, meta, topology)?;
     if !meta.to_us {
         return Err(Outcome::NotRouted);
     }
     let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
-    if let Some(carried) = meta.carried {
-        return carried_on(outer, carried, topology);
+    if let Some(permit) = carried_by_xdp(&ethernet, config) {
+        return Ok(Deliver {
+            pod: topology.pod(outer.destination).ok_or(Outcome::NoPod)?,
+            tunnelled: false,
+            decapsulated: true,
+            ip: outer,
+            permit,
+        });
     }
     if { outer.destination } == config.node_ip {
         if config.flags & FLAG_DECAP == 0 {
@@ -133,25 +138,27 @@ pub fn from_driver<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     tunnelled(packet, meta, topology, flows, &outer)
 }
 
-/// A packet that [`from_driver`] has let through: it has gone one hop further, and all questions are answered but where
-/// its pod is now.
+/// The source address of what XDP has decapsulated, to be carried so.
 #[inline(always)]
-fn carried_on<T: Topology>(
-    ip: Ipv4,
-    carried: Carried,
-    topology: &T,
-) -> Result<Deliver<'_>, Outcome> {
-    Ok(Deliver {
-        pod: topology.pod(ip.destination).ok_or(Outcome::NoPod)?,
-        tunnelled: false,
-        decapsulated: true,
-        ip,
-        permit: Permit {
-            probe: carried.how & CARRIED_PROBE != 0,
-            queue: carried.how & CARRIED_QUEUE != 0,
-        },
-    })
+pub fn xdp_source(config: &Config, permit: Permit) -> Mac {
+    let mut source = config.xdp_mac;
+    source.0[LAST] |= permit.carried();
+    source
 }
+
+/// How a packet is carried that [`from_driver`] has let through, if this is the link-layer header of one: it has gone one
+/// hop further, and all questions are answered but where its pod is now.
+#[inline(always)]
+pub fn carried_by_xdp(ethernet: &Ethernet, config: &Config) -> Option<Permit> {
+    let mut source = ethernet.source;
+    let bits = source.0[LAST] & CARRIED_BITS;
+    source.0[LAST] &= !CARRIED_BITS;
+    let is_ours = config.xdp_mac != Mac::default() && source == config.xdp_mac;
+    is_ours.then(|| Permit::from_carried(bits))
+}
+
+/// The last byte of a link-layer address.
+const LAST: usize = 5;
 
 /// A packet to this node's address, which may be VXLAN.
 #[inline(always)]

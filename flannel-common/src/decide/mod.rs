@@ -3,7 +3,7 @@
 //! A decision is taken on a packet that has not been touched; only when every question is answered does a hook begin
 //! to write. `Err` carries the reason why the kernel must handle the packet.
 
-use crate::maps::{Carried, Config, FLAG_ACTIVE, LocalPod, Peer};
+use crate::maps::{Config, FLAG_ACTIVE, LocalPod, Peer};
 use crate::outcome::Outcome;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::{self, Ipv4};
@@ -94,8 +94,6 @@ pub struct Meta {
     pub ingress_ifindex: u32,
     /// What this host has noted beside it.
     pub tag: Tag,
-    /// What XDP has noted in front of it.
-    pub carried: Option<Carried>,
 }
 
 /// What holds for every hook in front of the kernel's forwarding: the fast path is on, the packet is not a probe, and

@@ -7,9 +7,7 @@
 use super::transport::Transport;
 use super::{Topology, alive};
 use crate::flow::{FlowKey, Flows, Leg, SharedFlow};
-use crate::maps::{
-    CARRIED_PROBE, CARRIED_QUEUE, Carried, Config, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP,
-};
+use crate::maps::{CARRIED_PROBE, CARRIED_QUEUE, Config, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
 use crate::outcome::Outcome;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::{Packet, tcp};
@@ -31,19 +29,20 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// As XDP notes it in front of the packet.
+    /// As XDP tells it to the hook behind it.
     #[inline(always)]
-    pub fn carried(self) -> Carried {
-        let mut how = 0;
-        if self.probe {
-            how |= CARRIED_PROBE;
-        }
-        if self.queue {
-            how |= CARRIED_QUEUE;
-        }
-        Carried {
-            magic: Carried::MAGIC,
-            how,
+    pub const fn carried(self) -> u8 {
+        let probe = if self.probe { CARRIED_PROBE } else { 0 };
+        let queue = if self.queue { CARRIED_QUEUE } else { 0 };
+        probe | queue
+    }
+
+    /// The inverse of [`Self::carried`].
+    #[inline(always)]
+    pub const fn from_carried(bits: u8) -> Self {
+        Self {
+            probe: bits & CARRIED_PROBE != 0,
+            queue: bits & CARRIED_QUEUE != 0,
         }
     }
 }

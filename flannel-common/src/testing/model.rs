@@ -66,7 +66,8 @@ pub fn run(
         Hook::NicXdp => {
             let decision = ingress::from_driver(frame, meta, tables, &flows)?;
             let (_, mut out) = deliver(config, frame, &decision);
-            write(&mut out, 0, link(config.vtep_mac, config.uplink_mac));
+            let source = ingress::xdp_source(config, decision.permit);
+            write(&mut out, 0, link(source, config.uplink_mac));
             Ok((To::Stack, out))
         }
         Hook::AttestIn | Hook::AttestOut => unreachable!("these hooks forward nothing"),

@@ -39,6 +39,8 @@ pub const POD_MAC: Mac = Mac([0x0a, 0x58, 10, 5, 9, 2]);
 pub const POD_VIA_MAC: Mac = Mac([0x0a, 0x58, 10, 5, 9, 3]);
 /// MAC that a neighbour on the node's interface sends from.
 pub const NEIGHBOUR_MAC: Mac = Mac([2, 0, 0, 7, 0, 2]);
+/// MAC that the node's XDP program has packets come from.
+pub const XDP_MAC: Mac = Mac([2, 0, 0, 8, 8, 8]);
 /// MAC of nobody.
 pub const OTHER_MAC: Mac = Mac([2, 0, 0, 9, 9, 9]);
 
@@ -286,6 +288,7 @@ pub fn config() -> Config {
         bridge_mac: BRIDGE.mac,
         vtep_mac: VTEP.mac,
         uplink_mac: UPLINK.mac,
+        xdp_mac: XDP_MAC,
         outer_ttl: 64,
         ..Config::default()
     }

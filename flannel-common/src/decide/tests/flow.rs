@@ -1,5 +1,6 @@
 //! The life of a flow: attested behind the kernel, fast in front of it, and everything that ends either.
 
+use crate::addr::Mac;
 use crate::decide::attest::{PROBE_TTL, Verdict, attest};
 use crate::decide::conntrack::{self, Tuples};
 use crate::decide::permit::{PROBE_INTERVAL, Permit, QUIET};
@@ -12,6 +13,7 @@ use crate::testing::memory::{Memory, NOW};
 use crate::testing::node::{
     BRIDGE, NODE_IP, OUTSIDE, POD, POD_MAC, POD_VIA, PORT, Tables, UPLINK, VTEP, VXLAN, VXLAN_PORT,
 };
+use crate::wire::ethernet::Ethernet;
 use crate::wire::tcp::{FIN, RST, SYN};
 use crate::wire::{Be16, ipv4};
 
@@ -258,18 +260,16 @@ fn a_source_that_was_right_at_one_interface_is_checked_at_another() {
 }
 
 #[test]
-fn what_xdp_notes_is_what_the_hook_behind_it_does() {
+fn what_xdp_wants_is_what_the_hook_behind_it_does() {
     let lab = Lab::new();
-    let frame = Frame::tcp(VXLAN.pod, POD)
-        .link(VXLAN.vtep_mac, UPLINK.mac)
-        .build();
     for (probe, queue) in [(false, false), (true, false), (false, true), (true, true)] {
         let permit = Permit { probe, queue };
+        let source = ingress::xdp_source(&lab.tables.config, permit);
+        let frame = Frame::tcp(VXLAN.pod, POD).link(source, UPLINK.mac).build();
         let meta = Meta {
             len: frame.len() as u32,
             ifindex: UPLINK.index,
             to_us: true,
-            carried: Some(permit.carried()),
             ..Meta::default()
         };
         // No flow, and no node without a tunnel: XDP has seen to all that.
@@ -278,6 +278,19 @@ fn what_xdp_notes_is_what_the_hook_behind_it_does() {
         assert_eq!((deliver.permit, deliver.decapsulated), (permit, true));
         assert_eq!(deliver.ip.ttl, 64, "XDP has counted the hop");
     }
+    let permit = Permit::default();
+    let mut without = lab.tables.config;
+    let ethernet = Ethernet {
+        source: ingress::xdp_source(&without, permit),
+        ..Ethernet::default()
+    };
+    assert_eq!(ingress::carried_by_xdp(&ethernet, &without), Some(permit));
+    without.xdp_mac = Mac::default();
+    assert_eq!(ingress::carried_by_xdp(&ethernet, &without), None);
+    assert_eq!(
+        ingress::carried_by_xdp(&Ethernet::default(), &without),
+        None
+    );
 }
 
 #[test]
