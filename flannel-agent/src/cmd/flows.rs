@@ -176,24 +176,24 @@ fn list(options: &FlowsOptions, remembered: &Remembered, agent: Option<&Status>)
         let is = |filter: Option<Ipv4Addr>, address: Ipv4Addr| filter.is_none_or(|f| f == address);
         is(options.pod, key.pod.into()) && is(options.remote, key.remote.into())
     };
-    let mut matching: Vec<_> = remembered
+    let judge = |key, flow| [Leg::Out, Leg::In].map(|leg: Leg| remembered.judge(key, flow, leg));
+    let slow = |key, flow| {
+        let legs = judge(key, flow);
+        legs.iter().any(|leg| leg.outcome != Outcome::Fast)
+    };
+    let mut matching: Vec<&(FlowKey, Flow)> = remembered
         .flows
         .iter()
-        .filter(|(key, _)| wanted(key))
-        .map(|(key, flow)| {
-            let legs = [Leg::Out, Leg::In].map(|leg| remembered.judge(key, flow, leg));
-            (key, flow, legs)
-        })
-        .filter(|(_, _, legs)| !options.slow || legs.iter().any(|leg| leg.outcome != Outcome::Fast))
+        .filter(|(key, flow)| wanted(key) && (!options.slow || slow(key, flow)))
         .collect();
     let latest = |flow: &Flow| flow.legs[0].attested.max(flow.legs[1].attested);
-    matching.sort_by_cached_key(|(key, flow, _)| {
+    matching.sort_unstable_by_key(|(key, flow)| {
+        let ports = (key.pod_port.get(), key.remote_port.get());
         (
             Reverse(latest(flow)),
             key.pod.get(),
             key.remote.get(),
-            key.pod_port.get(),
-            key.remote_port.get(),
+            ports,
         )
     });
     let shown = match options.limit {
@@ -202,7 +202,7 @@ fn list(options: &FlowsOptions, remembered: &Remembered, agent: Option<&Status>)
     };
     let flows: Vec<Row> = matching[..shown]
         .iter()
-        .map(|(key, flow, legs)| row(key, flow, *legs, remembered.now))
+        .map(|(key, flow)| row(key, flow, judge(key, flow), remembered.now))
         .collect();
     let mode = match (
         config.flags & FLAG_ACTIVE != 0,

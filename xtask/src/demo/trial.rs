@@ -231,7 +231,10 @@ pub(super) fn policy(ends: &Ends) -> Result<PolicyTrial> {
             trial.was_fast = fast.is_ok();
         }
         connect()?;
-        policy.switch(true, Instant::now());
+        let asked = Instant::now();
+        policy.switch(true, asked);
+        // The rule acts at the latest when the command that makes it has ended.
+        trial.bound_ms += millis(asked.elapsed());
         if let Some(failure) = look().failure {
             return Ok(Some(failure));
         }
