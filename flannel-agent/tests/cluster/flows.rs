@@ -62,7 +62,6 @@ pub(crate) fn flows_are_told_with_their_reasons(setting: Setting) -> Outcome {
         becomes("fast", PROMPT, true)?;
         becomes("stale", UNTIL_STALE, false)?;
         becomes("fast", PROMPT, true)?;
-        drop(becomes);
         let flow = flow_of(from, &client, &server)?;
         ensure!(
             flow["remote_port"] == echo.port() && flow["protocol"] == "tcp",
