@@ -3,10 +3,11 @@
 //! Reads the pinned maps, so it works while the agent is away; the running agent is only asked for what it alone knows:
 //! why it does not serve a pod or a node.
 
+mod render;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     io::{self, Write as _},
     net::Ipv4Addr,
     process::ExitCode,
@@ -20,6 +21,7 @@ use flannel_common::{
 };
 use serde::Serialize;
 
+use self::render::{meaning, table};
 use super::{args::FlowsOptions, status};
 use crate::{
     fastpath::flows::{Error, Judgement, Remembered},
@@ -176,24 +178,24 @@ fn list(options: &FlowsOptions, remembered: &Remembered, agent: Option<&Status>)
         let is = |filter: Option<Ipv4Addr>, address: Ipv4Addr| filter.is_none_or(|f| f == address);
         is(options.pod, key.pod.into()) && is(options.remote, key.remote.into())
     };
-    let mut matching: Vec<_> = remembered
+    let judge = |key, flow| [Leg::Out, Leg::In].map(|leg: Leg| remembered.judge(key, flow, leg));
+    let slow = |key, flow| {
+        let legs = judge(key, flow);
+        legs.iter().any(|leg| leg.outcome != Outcome::Fast)
+    };
+    let mut matching: Vec<&(FlowKey, Flow)> = remembered
         .flows
         .iter()
-        .filter(|(key, _)| wanted(key))
-        .map(|(key, flow)| {
-            let legs = [Leg::Out, Leg::In].map(|leg| remembered.judge(key, flow, leg));
-            (key, flow, legs)
-        })
-        .filter(|(_, _, legs)| !options.slow || legs.iter().any(|leg| leg.outcome != Outcome::Fast))
+        .filter(|(key, flow)| wanted(key) && (!options.slow || slow(key, flow)))
         .collect();
     let latest = |flow: &Flow| flow.legs[0].attested.max(flow.legs[1].attested);
-    matching.sort_by_cached_key(|(key, flow, _)| {
+    matching.sort_unstable_by_key(|(key, flow)| {
+        let ports = (key.pod_port.get(), key.remote_port.get());
         (
             Reverse(latest(flow)),
             key.pod.get(),
             key.remote.get(),
-            key.pod_port.get(),
-            key.remote_port.get(),
+            ports,
         )
     });
     let shown = match options.limit {
@@ -202,7 +204,7 @@ fn list(options: &FlowsOptions, remembered: &Remembered, agent: Option<&Status>)
     };
     let flows: Vec<Row> = matching[..shown]
         .iter()
-        .map(|(key, flow, legs)| row(key, flow, *legs, remembered.now))
+        .map(|(key, flow)| row(key, flow, judge(key, flow), remembered.now))
         .collect();
     let mode = match (
         config.flags & FLAG_ACTIVE != 0,
@@ -336,106 +338,6 @@ fn why_no_peer(remote: Ipv4Addr, agent: Option<&Status>) -> String {
             reason.map_or_else(|| "see `flannel-agent status`".into(), Clone::clone)
         }
     }
-}
-
-/// Why a direction is not fast, for people.
-fn meaning(leg: &LegRow) -> Option<&'static str> {
-    Some(match leg.outcome {
-        "no-flow" if leg.outdated => {
-            "attested before the pod, the other node or the mode became what it is; the next packet that the kernel passes counts"
-        }
-        "no-flow" => "the kernel has passed no packet of this direction that conntrack attests",
-        "stale" => {
-            "idle, or the kernel does not pass it any more: its next packet takes the kernel's path"
-        }
-        "closing" => "a FIN was seen: the rest is the kernel's",
-        "draining" => "turns fast as soon as earlier packets have left the kernel's queues",
-        "tcp-strict" => {
-            "conntrack is strict about TCP windows: set net.netfilter.nf_conntrack_tcp_be_liberal = 1"
-        }
-        "no-heartbeat" => "the agent has been away for too long: start it",
-        _ => return None,
-    })
-}
-
-impl LegRow {
-    /// In a word or two.
-    fn label(&self) -> &'static str {
-        match self.outcome {
-            "no-flow" if self.outdated => "outdated",
-            "no-flow" if self.attested_ms.is_none() => "not attested",
-            outcome => outcome,
-        }
-    }
-
-    /// `fast 0.3 s`
-    fn text(&self) -> String {
-        match self.attested_ms {
-            Some(age) => format!("{} {}", self.label(), seconds(age)),
-            None => self.label().to_owned(),
-        }
-    }
-}
-
-/// A time in milliseconds as `0.3 s`, `12 s`, `3 min`, `5 h`.
-fn seconds(milliseconds: u64) -> String {
-    const MINUTE: u64 = 60_000;
-    const HOUR: u64 = 60 * MINUTE;
-    match milliseconds {
-        ..9_950 => format!("{:.1} s", milliseconds as f64 / 1e3),
-        ..MINUTE => format!("{} s", milliseconds / 1_000),
-        ..HOUR => format!("{} min", milliseconds / MINUTE),
-        _ => format!("{} h", milliseconds / HOUR),
-    }
-}
-
-fn table(listing: &Listing) -> String {
-    let mut text = String::new();
-    let Listing {
-        mode,
-        revalidate_ms,
-        stale_ms,
-        remembered,
-        matching,
-        flows,
-        notes,
-    } = listing;
-    let _ = writeln!(
-        text,
-        "fast path {mode}: {remembered} flows remembered, {matching} match; asked again after {}, slow without an answer after {}",
-        seconds(*revalidate_ms),
-        seconds(*stale_ms)
-    );
-    if !flows.is_empty() {
-        let _ = writeln!(
-            text,
-            "\n{:<6}{:<22}{:<22}{:<9}{:<20}IN, SINCE ATTESTED",
-            "PROTO", "POD", "REMOTE", "STATE", "OUT, SINCE ATTESTED"
-        );
-    }
-    for row in flows {
-        let _ = writeln!(
-            text,
-            "{:<6}{:<22}{:<22}{:<9}{:<20}{}",
-            row.protocol,
-            format!("{}:{}", row.pod, row.pod_port),
-            format!("{}:{}", row.remote, row.remote_port),
-            row.state.name(),
-            row.out.text(),
-            row.into.text()
-        );
-    }
-    let more = matching - flows.len();
-    if more > 0 {
-        let _ = writeln!(text, "and {more} more: --limit 0 shows all");
-    }
-    if !notes.is_empty() {
-        text.push('\n');
-    }
-    for note in notes {
-        let _ = writeln!(text, "{note}");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ use bytemuck::Pod;
 use flannel_common::decide::permit::{Terms, permit_flow};
 use flannel_common::decide::transport::Transport;
 use flannel_common::flow::{Flow, FlowKey, Flows, Leg, SharedFlow};
-use flannel_common::maps::{Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_XDP, LocalPod, Peer};
+use flannel_common::maps::{
+    Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_OTHER_LENGTHS, FLAG_XDP, LocalPod, Peer,
+};
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::{Be32, ipv4};
 
@@ -111,7 +113,11 @@ impl Remembered {
     pub fn peer(&self, address: Ipv4Addr) -> Option<Peer> {
         let subnet = Be32::new(address.to_bits() & self.config.subnet_mask.get());
         let longest = || {
+            // As the programs do: without the flag the trie is empty.
             let trie = self.other_lengths.as_ref()?;
+            if self.config.flags & FLAG_OTHER_LENGTHS == 0 {
+                return None;
+            }
             let peer = trie.get(&Key::new(u32::BITS, Plain(address.into())), 0);
             peer.ok().map(|peer| peer.0)
         };

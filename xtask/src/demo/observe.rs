@@ -27,6 +27,9 @@ use crate::demo::{
 /// How long a ping may take before it counts as failed.
 const PING_LIMIT: Duration = Duration::from_millis(500);
 
+/// Rates are taken over so long at least: a key is followed by a look that may come right after another.
+pub(super) const LEAST_INTERVAL: Duration = Duration::from_millis(400);
+
 /// Everything that is shown, at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct Observation {
@@ -141,6 +144,7 @@ pub(super) struct Observer<'a> {
     service: Option<Asking>,
     policy: Option<&'a Policy>,
     last: (Packets, Instant),
+    recent: (Packets, Duration),
 }
 
 impl<'a> Observer<'a> {
@@ -170,6 +174,7 @@ impl<'a> Observer<'a> {
             pods,
             pingers,
             last: (packets, Instant::now()),
+            recent: (Packets::default(), Duration::from_secs(1)),
         })
     }
 
@@ -216,14 +221,16 @@ impl<'a> Observer<'a> {
                 .collect()
         });
         let now = Instant::now();
-        let recent = (packets.since(&self.last.0), now - self.last.1);
-        self.last = (packets.clone(), now);
+        if now - self.last.1 >= LEAST_INTERVAL {
+            self.recent = (packets.since(&self.last.0), now - self.last.1);
+            self.last = (packets.clone(), now);
+        }
         Observation {
             headline: self.headline.clone(),
             up: self.begin.elapsed(),
             nodes,
             packets,
-            recent,
+            recent: self.recent.clone(),
             pods: self.pods.iter().map(|pod| pod.name().to_owned()).collect(),
             pings,
             stream: self.stream.as_mut().map(Stream::view),

@@ -162,7 +162,7 @@ pub(super) struct ServiceView {
     pub(super) from: String,
     /// Who answered last.
     pub(super) by: String,
-    /// Median round-trip time in milliseconds since the last look; none if nobody answered.
+    /// Median of the last round-trip times in milliseconds; none if nobody has answered yet.
     pub(super) round_trip_ms: Option<f64>,
     /// Answers of each pod.
     pub(super) answers: BTreeMap<String, u64>,
@@ -184,7 +184,10 @@ pub(super) struct Asking {
 
 #[derive(Default)]
 struct Current {
+    /// Round-trip times since the last look.
     times: Vec<Duration>,
+    /// The last median of them, in milliseconds.
+    median: Option<f64>,
     by: String,
     port: u16,
     answers: BTreeMap<String, u64>,
@@ -215,13 +218,14 @@ impl Asking {
         let mut current = lock(&self.current);
         let mut times = std::mem::take(&mut current.times);
         times.sort();
+        let median = times.get(times.len() / 2);
+        let median = median.map(|time| time.as_secs_f64() * 1e3);
+        current.median = median.or(current.median);
         let legs = self.legs(current.port, flows);
         ServiceView {
             from: self.client.name().to_owned(),
             by: current.by.clone(),
-            round_trip_ms: times
-                .get(times.len() / 2)
-                .map(|time| time.as_secs_f64() * 1e3),
+            round_trip_ms: current.median,
             answers: current.answers.clone(),
             failure: current.failure.clone(),
             legs,

@@ -15,6 +15,8 @@ use lab::{
 };
 use serde::Serialize;
 
+use crate::demo::observe::LEAST_INTERVAL;
+
 /// The stream's pace in bytes per second: 1 Gbit/s, which leaves the machine usable.
 const STREAM_RATE: u64 = 125_000_000;
 /// How long a broken stream rests before it is tried again.
@@ -79,11 +81,12 @@ impl Stream {
             (current.bytes, current.retransmits, current.failure.clone())
         };
         let now = Instant::now();
-        let seconds = (now - self.last.1).as_secs_f64();
-        let gbit_per_second = (bytes - self.last.0) as f64 * 8e-9 / seconds.max(f64::EPSILON);
-        self.last = (bytes, now);
+        let time = now - self.last.1;
+        if time >= LEAST_INTERVAL {
+            self.view.gbit_per_second = (bytes - self.last.0) as f64 * 8e-9 / time.as_secs_f64();
+            self.last = (bytes, now);
+        }
         StreamView {
-            gbit_per_second,
             retransmits,
             failure,
             ..self.view.clone()

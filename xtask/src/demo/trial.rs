@@ -148,11 +148,11 @@ pub(super) fn service(cluster: &Cluster, ends: &Ends) -> Result<ServiceTrial> {
     trial.round_trip_ms = median.map(|time| time.as_secs_f64() * 1e3);
     if failure.is_none() && paths.flow {
         let connection = Client::connect(from.netns());
-        let states = connection.and_then(|mut client| {
-            Ok(settled(ends, || {
+        let states = connection.map(|mut client| {
+            settled(ends, || {
                 client.ask()?;
                 Ok(client.port())
-            }))
+            })
         });
         match states {
             Ok([at_client, at_server]) => {
@@ -231,7 +231,10 @@ pub(super) fn policy(ends: &Ends) -> Result<PolicyTrial> {
             trial.was_fast = fast.is_ok();
         }
         connect()?;
-        policy.switch(true, Instant::now());
+        let asked = Instant::now();
+        policy.switch(true, asked);
+        // The rule acts at the latest when the command that makes it has ended.
+        trial.bound_ms += millis(asked.elapsed());
         if let Some(failure) = look().failure {
             return Ok(Some(failure));
         }

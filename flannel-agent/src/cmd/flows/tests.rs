@@ -1,3 +1,4 @@
+use super::render::seconds;
 use super::*;
 
 fn leg(outcome: &'static str, attested_ms: Option<u64>) -> LegRow {
