@@ -87,6 +87,7 @@ fn possible(hook: Hook) -> BTreeSet<&'static str> {
             Helper,
             Draining,
             DropPeerSource,
+            Datagrams,
         ],
         Hook::VtepIngress => vec![NoPod, PeerSource],
         Hook::NicXdp => vec![
