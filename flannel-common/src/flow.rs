@@ -198,6 +198,11 @@ impl SharedFlow {
 
     #[inline(always)]
     pub(crate) fn set_queued(&self, now: u64, end: u32, in_kernel: bool) {
+        if self.queued.get() == 0 {
+            // What the pod acknowledged before is out of date, and was never noted if the other leg made the entry: it
+            // must not pass for an acknowledgment of this packet.
+            self.set_acknowledged(end.wrapping_sub(1));
+        }
         self.queued_end.set(u64::from(end));
         self.in_kernel.set(u64::from(in_kernel));
         self.queued.set(now);

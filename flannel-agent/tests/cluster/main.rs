@@ -304,10 +304,6 @@ const TRAFFIC: &[(&str, Test)] = &[
         offloads::passed_on_by_a_router,
     ),
     (
-        "aggregates_are_passed_on_by_a_bridge",
-        offloads::passed_on_by_a_bridge,
-    ),
-    (
         "aggregates_of_datagrams_arrive",
         offloads::datagram_aggregates,
     ),

@@ -88,7 +88,7 @@ fn mask_port(frame: &mut [u8], offset: usize) -> bool {
         let l4 = offset + usize::from(frame[offset] & 0xf) * 4;
         let blank = match frame[offset + 9] {
             // Checksum and identifier of an echo, or what is unused in an error.
-            ICMP => vec![l4 + 2..l4 + 6],
+            ICMP => vec![l4 + 2..l4 + 4, l4 + 4..l4 + 6],
             TCP => vec![l4..l4 + 2, l4 + 16..l4 + 18],
             UDP => vec![l4..l4 + 2, l4 + 6..l4 + 8],
             _ => vec![],

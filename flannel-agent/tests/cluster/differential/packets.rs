@@ -128,7 +128,7 @@ impl Generator {
                 } else {
                     frame
                 };
-                self.from_pod(from, "handshake", &frame)
+                self.sent_by(from, "handshake", &frame)
             };
             flows.iter().map(shot).collect::<Vec<_>>()
         };
@@ -160,7 +160,7 @@ impl Generator {
             85..88 => vec![self.false_source(&flow, from)],
             88..90 => vec![self.stranger(from)],
             90..92 => vec![self.control(&flow, from)],
-            92..94 => vec![self.to_many(from)],
+            92..94 => vec![self.for_many(from)],
             94..98 => vec![self.too_large(&flow, from)],
             _ => vec![self.not_to_gateway(&flow, from)],
         }
@@ -209,7 +209,7 @@ impl Generator {
         self.vary(frame, headers(flow), self.mtu)
     }
 
-    fn from_pod(&self, from: usize, kind: &'static str, frame: &Frame) -> Shot {
+    fn sent_by(&self, from: usize, kind: &'static str, frame: &Frame) -> Shot {
         Shot {
             at: At::Pod(from),
             kind,
@@ -224,7 +224,7 @@ impl Generator {
         } else {
             0
         };
-        self.from_pod(from, "plain", &frame.padding(padding))
+        self.sent_by(from, "plain", &frame.padding(padding))
     }
 
     /// VXLAN as the other node sends it, with outer congestion marks as routers on its way set them.
@@ -276,7 +276,7 @@ impl Generator {
 
     fn wrong_checksum(&mut self, flow: &Flow, from: usize) -> Shot {
         let frame = self.varied(flow, from);
-        let mut shot = self.from_pod(from, "wrong checksum", &frame);
+        let mut shot = self.sent_by(from, "wrong checksum", &frame);
         let last = shot.bytes.len() - 1;
         shot.bytes[last] ^= 0x10;
         shot
@@ -285,7 +285,7 @@ impl Generator {
     /// The length in the IPv4 or in the UDP header is not that of the packet.
     fn wrong_length(&mut self, flow: &Flow, from: usize) -> Shot {
         let frame = self.varied(flow, from);
-        let mut shot = self.from_pod(from, "wrong length", &frame);
+        let mut shot = self.sent_by(from, "wrong length", &frame);
         let change = self.random.random_range(1..40_u8);
         if self.random.random() || flow.tcp {
             const TOTAL_LEN: usize = ethernet::LEN + 2;
@@ -302,7 +302,7 @@ impl Generator {
         let options = *OPTIONS.choose(&mut self.random).expect("some");
         let frame = self.frame(flow, from).options(options);
         let frame = self.vary(frame, headers(flow) + options.len(), self.mtu);
-        self.from_pod(from, "options", &frame)
+        self.sent_by(from, "options", &frame)
     }
 
     /// All fragments of a packet, or all but one.
@@ -318,7 +318,7 @@ impl Generator {
                 .id(id)
                 .fragment(fragment)
                 .payload(bytes.len());
-            let mut shot = self.from_pod(from, "fragment", &frame);
+            let mut shot = self.sent_by(from, "fragment", &frame);
             shot.bytes[L4..].copy_from_slice(bytes);
             debug_assert!(offset.is_multiple_of(8));
             shot
@@ -345,7 +345,7 @@ impl Generator {
             .link(source.mac, source.gateway)
             .id(self.next_id);
         let frame = self.vary(frame, ipv4::LEN + 64, self.mtu);
-        let mut shot = self.from_pod(from, "other protocol", &frame);
+        let mut shot = self.sent_by(from, "other protocol", &frame);
         if protocol == ICMP && shot.bytes.len() >= L4 + 8 {
             // An echo request with a right checksum, of a payload that is all zero.
             shot.bytes[L4..].fill(0);
@@ -395,11 +395,11 @@ impl Generator {
         } else {
             frame
         };
-        self.from_pod(from, "control", &frame)
+        self.sent_by(from, "control", &frame)
     }
 
     /// Multicast and broadcast, of which nothing crosses.
-    fn to_many(&mut self, from: usize) -> Shot {
+    fn for_many(&mut self, from: usize) -> Shot {
         let source = self.ends[from];
         let [a, b, c, _] = self.ends[1 - from].address.octets();
         let (address, mac) = *[
@@ -416,14 +416,14 @@ impl Generator {
             .link(source.mac, mac)
             .id(self.next_id);
         let frame = self.vary(frame, L4, self.mtu);
-        self.from_pod(from, "to many", &frame)
+        self.sent_by(from, "to many", &frame)
     }
 
     fn too_large(&mut self, flow: &Flow, from: usize) -> Shot {
         let frame = self.varied(flow, from);
         let excess = self.random.random_range(1..=EXCESS);
         let frame = frame.payload(self.mtu + excess - headers(flow));
-        self.from_pod(from, "too large", &frame)
+        self.sent_by(from, "too large", &frame)
     }
 
     /// To a link-layer address that is not the bridge's.
@@ -432,7 +432,7 @@ impl Generator {
         let frame = self
             .varied(flow, from)
             .link(source.mac, Mac([2, 0, 0, 0, 0, 99]));
-        self.from_pod(from, "not to the gateway", &frame)
+        self.sent_by(from, "not to the gateway", &frame)
     }
 }
 

@@ -397,6 +397,20 @@ fn a_flow_that_turns_fast_queues_up_behind_its_own_packets() {
 }
 
 #[test]
+fn an_entry_that_the_other_leg_has_made_queues_up_too() {
+    let lab = Lab::new();
+    lab.attest(Leg::Out);
+    assert_eq!(lab.send(Leg::In, ACK), Err(Outcome::NoFlow));
+    lab.pass(1);
+    lab.attest(Leg::In);
+    let queued = lab.send(Leg::In, ACK);
+    assert!(
+        queued.is_ok_and(|permit| permit.queue),
+        "the one before may be at the veth: {queued:?}"
+    );
+}
+
+#[test]
 fn an_acknowledgment_of_the_pod_proves_the_queue_empty() {
     let lab = Lab::new();
     lab.attest(Leg::In);
