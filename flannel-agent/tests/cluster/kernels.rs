@@ -13,7 +13,7 @@ use lab::traffic::icmp::Pinger;
 use lab::traffic::rtt::{EchoServer, Transport, round_trips};
 use lab::traffic::tcp::{self, TcpPlan};
 use lab::wait::patient;
-use lab::{Netns, Node, NodeConfig, process, underlay};
+use lab::{Cluster, ClusterConfig, Netns, Node, NodeConfig, process, underlay};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket, sockopt};
 
 use crate::service_pair::{Pair, with_pair};
@@ -168,14 +168,15 @@ pub(crate) fn is_absent(path: &str, module: &str) -> bool {
 /// Nodes that reach each other by a tagged interface are fast; frames with a further tag, which pass that interface too,
 /// are left to the kernel, which delivers them.
 pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
-    with_pair(setting.pair(), |pair| {
-        let nodes = [pair.client_node, pair.server_node];
+    // A node that moves to another address gets another lease, so pods come after that.
+    let config = ClusterConfig {
+        pods: 0,
+        ..setting.pair()
+    };
+    with_cluster(config, |cluster| {
+        let nodes: [&Node; 2] = [cluster.node(1), cluster.node(2)];
         for node in nodes {
-            node.agent().stop()?;
-            let outer = add_tagged(node, "eth0", TAG)?;
-            add_tagged(node, &outer, INNER_TAG)?;
-            node.agent().configure(|config| config.interface = outer);
-            node.agent().start()?;
+            move_to_tagged(cluster, node)?;
         }
         for (node, other) in nodes.into_iter().zip(nodes.into_iter().rev()) {
             let address = tagged_address(other, TAG).to_string();
@@ -183,9 +184,13 @@ pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
                 .wait_status("the peer's tagged address", |status| {
                     status.ready && status.peers.iter().any(|peer| peer.public_ip == address)
                 })?;
+        }
+        let (client, server) = (nodes[0].add_pod()?, nodes[1].add_pod()?);
+        for node in nodes {
             wait_pods_served(node)?;
         }
-        all_legs_are_fast(pair)?;
+        let pair = Pair::of(nodes, client, server)?;
+        all_legs_are_fast(&pair)?;
 
         let before = pair.count()?;
         let inner = tagged_address(pair.server_node, INNER_TAG);
@@ -196,6 +201,22 @@ pub(crate) fn tagged_uplink(setting: Setting) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// Gives the node's agent a tagged interface instead of its own, and its former address' lease back.
+fn move_to_tagged(cluster: &Cluster, node: &Node) -> Outcome {
+    node.agent().stop()?;
+    let lease = node.subnet_env()?.subnet.key();
+    cluster
+        .etcd()
+        .delete(&format!("{}/subnets/{lease}", lab::etcd::PREFIX))?;
+    // There is none for host-gw.
+    shell(node, "ip link delete flannel.1 2>/dev/null || true")?;
+    let outer = add_tagged(node, "eth0", TAG)?;
+    add_tagged(node, &outer, INNER_TAG)?;
+    node.agent().configure(|config| config.interface = outer);
+    node.agent().start()?;
+    Ok(())
 }
 
 /// Adds an interface for a VLAN upon another, with an address that tells node and VLAN; returns its name.

@@ -40,6 +40,18 @@ pub(crate) struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
+    /// Starts the servers.
+    pub(crate) fn of(nodes: [&'a Node; 2], client: Pod, server: Pod) -> anyhow::Result<Self> {
+        Ok(Self {
+            client_node: nodes[0],
+            server_node: nodes[1],
+            client,
+            _server: WhoAmI::start(server.netns(), "first", PORT)?,
+            second_server: WhoAmI::start(server.netns(), "second", SECOND_PORT)?,
+            server,
+        })
+    }
+
     /// The server's own address.
     pub(crate) fn direct(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.server.address(), PORT)
@@ -114,14 +126,7 @@ pub(crate) fn with_pair(config: ClusterConfig, test: impl FnOnce(&Pair<'_>) -> O
             bail!("two nodes were asked for");
         };
         let pod = |node: &Node| node.pods().first().cloned().context("a node without a pod");
-        let server = pod(server_node)?;
-        test(&Pair {
-            client_node,
-            server_node,
-            client: pod(client_node)?,
-            _server: WhoAmI::start(server.netns(), "first", PORT)?,
-            second_server: WhoAmI::start(server.netns(), "second", SECOND_PORT)?,
-            server,
-        })
+        let nodes: [&Node; 2] = [client_node, server_node];
+        test(&Pair::of(nodes, pod(client_node)?, pod(server_node)?)?)
     })
 }
