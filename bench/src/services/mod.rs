@@ -1,6 +1,6 @@
 //! Service rules as kube-proxy 1.31 writes them: what pod packets meet on a real node's kernel path.
 //!
-//! [`iptables`] has the form of its iptables mode, for both of the kernel's implementations, [`nftables`] that of its
+//! `iptables` has the form of its iptables mode, for both of the kernel's implementations, `nftables` that of its
 //! nftables mode. Each is loaded by one call of the tool, as kube-proxy does it.
 
 mod iptables;

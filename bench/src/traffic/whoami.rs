@@ -30,7 +30,7 @@ const MESSAGE: usize = 1024;
 /// How long a connection may be idle at the server.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Answers each request of [`MESSAGE`] bytes with its name and where the request came from, on one port of both
+/// Answers each request with its name and where the request came from, on one port of both
 /// transports. Stopped when dropped.
 #[derive(Debug)]
 pub struct WhoAmI {
