@@ -16,7 +16,8 @@ use flannel_common::decide::permit::{Terms, permit_flow};
 use flannel_common::decide::transport::Transport;
 use flannel_common::flow::{Flow, FlowKey, Flows, Leg, SharedFlow};
 use flannel_common::maps::{
-    Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_OTHER_LENGTHS, FLAG_XDP, LocalPod, Peer,
+    Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_FLOWS, FLAG_OTHER_LENGTHS, FLAG_XDP, LocalPod,
+    Peer,
 };
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::{Be32, ipv4};
@@ -142,6 +143,9 @@ impl Remembered {
         let Some(peer) = self.peer(key.remote.into()) else {
             return of(Outcome::NoPeer);
         };
+        if self.config.flags & FLAG_FLOWS == 0 {
+            return of(Outcome::Fast);
+        }
         let terms = Terms {
             config: &self.config,
             expires: self.expires,

@@ -25,7 +25,7 @@ use crate::{
 const BPF_TARGET: &str = "programs";
 
 /// A runner that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(10 * 60);
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// The test programs, and the agent that they start.
 #[derive(Debug)]
