@@ -165,7 +165,7 @@ pub fn verdict(ctx: &TcContext, hook: Hook, result: Result<i32, Outcome>) -> i32
             if outcome.drops() {
                 return DROP;
             }
-            Skb::new(ctx, 0).clear_fast();
+            Skb::as_it_is(ctx).clear_fast();
             TC_ACT_UNSPEC
         }
     }

@@ -4,7 +4,9 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use bytemuck::{Pod, Zeroable};
+use flannel_common::addr::Mac;
 use flannel_common::decide::{L3, Topology as _, ingress};
+use flannel_common::maps::Config;
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::ethernet::{self, Ethernet};
 use flannel_common::wire::ipv4::{self, Ipv4};
@@ -30,36 +32,34 @@ struct Headers {
 /// TC ingress, node's interface.
 #[classifier]
 pub fn nic_ingress(ctx: TcContext) -> i32 {
+    let Some(topology) = Topology::load() else {
+        return verdict(&ctx, Hook::NicIngress, Err(Outcome::Inactive));
+    };
     let mut skb = Skb::new(&ctx, HEADERS);
-    let verdict = verdict(&ctx, Hook::NicIngress, receive(&mut skb));
-    if verdict == TC_ACT_UNSPEC {
-        return give_back(&mut skb);
+    let verdict = verdict(&ctx, Hook::NicIngress, receive(&mut skb, &topology));
+    if verdict == TC_ACT_UNSPEC && topology.config().xdp_mac != Mac::default() {
+        return give_back(&mut skb, topology.config());
     }
     verdict
 }
 
 #[inline(always)]
-fn receive(skb: &mut Skb) -> Result<i32, Outcome> {
-    let topology = Topology::load().ok_or(Outcome::Inactive)?;
-    let decision = ingress::from_wire(skb, &skb.meta(), &topology, &Remembered)?;
-    deliver(skb, &topology, &decision)
+fn receive(skb: &mut Skb, topology: &Topology) -> Result<i32, Outcome> {
+    let decision = ingress::from_wire(skb, &skb.meta(), topology, &Remembered)?;
+    deliver(skb, topology, &decision)
 }
 
 /// What XDP has taken out of its tunnel, and is the kernel's after all, goes on where the kernel's own tunnel would have
 /// put it.
 #[inline(always)]
-fn give_back(skb: &mut Skb) -> i32 {
-    let Some(topology) = Topology::load() else {
-        return TC_ACT_UNSPEC;
-    };
+fn give_back(skb: &mut Skb, config: &Config) -> i32 {
     // One reading: of two, the compiler leaves out the smaller one's check, and the verifier misses it.
     let Some(headers) = skb.read::<Headers>(0) else {
         return TC_ACT_UNSPEC;
     };
-    if ingress::carried_by_xdp(&headers.ethernet, topology.config()).is_none() {
+    if ingress::carried_by_xdp(&headers.ethernet, config).is_none() {
         return TC_ACT_UNSPEC;
     }
-    let config = topology.config();
     let headers = Headers {
         ethernet: Ethernet {
             destination: config.vtep_mac,
