@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use lab::{
     ClusterConfig, Node, NodeConfig, Pod, Underlay,
     counters::Protocols,
@@ -15,6 +15,7 @@ use lab::{
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
+use crate::pair::counters;
 use crate::support::{Outcome, Setting, shell, udp_arrives, with_cluster};
 
 /// How many bytes a stream sends: long enough for many revalidations.
@@ -203,11 +204,6 @@ pub(crate) fn pod(node: &Node) -> anyhow::Result<Pod> {
     let mut pods = node.pods();
     ensure!(!pods.is_empty(), "a node without a pod");
     Ok(pods.swap_remove(0))
-}
-
-pub(crate) fn counters(node: &Node) -> anyhow::Result<Counters> {
-    let agent = node.try_agent().context("a node without an agent")?;
-    Ok(agent.status()?.fast_path.counters)
 }
 
 /// Packets by what was learned from them, at both hooks that learn.

@@ -16,6 +16,7 @@ use flannel_common::{
 use lab::{Node, Pod, traffic::rtt::EchoServer};
 use serde_json::Value;
 
+use crate::pair::first_pod;
 use crate::support::{Outcome, PROMPT, Setting, eventually, with_cluster};
 
 /// How long an idle flow may be told to be fast: revalidation and grace at their defaults, and some time to ask.
@@ -31,7 +32,7 @@ pub(crate) fn flows_are_told_with_their_reasons(setting: Setting) -> Outcome {
         let [from, to] = cluster.nodes() else {
             unreachable!("two nodes were asked for")
         };
-        let (client, server) = (pod(from)?, pod(to)?);
+        let (client, server) = (first_pod(from)?, first_pod(to)?);
         let echo = EchoServer::start(server.netns())?;
         let address = SocketAddr::new(server.address().into(), echo.port());
         let mut connection = client.netns().run(|| TcpStream::connect(address))??;
@@ -159,13 +160,6 @@ fn filters_and_limits(node: &Node, pod: &Pod) -> Outcome {
         map.remove(key)?;
     }
     Ok(())
-}
-
-fn pod(node: &Node) -> anyhow::Result<Pod> {
-    node.pods()
-        .into_iter()
-        .next()
-        .context("a node without a pod")
 }
 
 fn list(node: &Node, arguments: &[&str]) -> anyhow::Result<Value> {

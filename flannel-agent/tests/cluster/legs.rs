@@ -1,8 +1,9 @@
 //! Which legs of a flow are fast: out and in at the client's node, out and in at the server's.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use lab::{Node, status::Counters};
 
+use crate::pair::counters;
 use crate::support::{Outcome, Path};
 
 /// Out and in at the client's node, out and in at the server's.
@@ -57,9 +58,4 @@ impl Count {
         );
         Ok(())
     }
-}
-
-fn counters(node: &Node) -> anyhow::Result<Counters> {
-    let agent = node.try_agent().context("a node without an agent")?;
-    Ok(agent.status()?.fast_path.counters)
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::{
     ClusterConfig, Node,
-    status::Counters,
     traffic::rtt::{EchoServer, Transport, round_trips},
 };
 
+use crate::pair::counters;
 use crate::support::{Outcome, Path, Setting, udp_arrives, with_cluster};
 
 /// Round trips of one check.
@@ -80,8 +80,4 @@ fn carried(setting: Setting, from: &Node, to: &Node, via: &str) -> Outcome {
         "fast packets by leg {fast:?}: {sent:?}, {received:?}"
     );
     Ok(())
-}
-
-fn counters(node: &Node) -> anyhow::Result<Counters> {
-    Ok(node.agent().status()?.fast_path.counters)
 }
