@@ -10,13 +10,46 @@ use crate::wire::{Be16, Be32};
 
 /// Version of everything in this file and of the numbers in [`crate::outcome`]. Any change of layout or meaning
 /// changes it.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
-/// Subnets of other nodes at most, per map.
-pub const MAX_SUBNETS: u32 = 131_072;
+/// Subnets of the usual length that are told apart by number, a power of two: see [`subnet_number`].
+pub const SUBNET_NUMBERS: u32 = 1 << 17;
+
+/// Subnets of any other length, or with a number that is taken, at most.
+pub const MAX_OTHER_SUBNETS: u32 = SUBNET_NUMBERS;
+
+/// Addresses of this node's subnet that are told apart by number, a power of two: see [`pod_number`].
+pub const POD_NUMBERS: u32 = 1 << 16;
 
 /// Pods of this node at most.
 pub const MAX_PODS: u32 = 4_096;
+
+/// An index holds the slot of each number's value, or this for none.
+pub const NO_SLOT: u32 = 0;
+
+/// Slots that are kept free beyond what may be in use: a value is replaced by another slot's, never written over.
+const SPARE_SLOTS: u32 = 1_024;
+
+/// Slots of other nodes, [`NO_SLOT`] among them.
+pub const PEER_SLOTS: u32 = SUBNET_NUMBERS + SPARE_SLOTS;
+
+/// Slots of pods, [`NO_SLOT`] among them.
+pub const POD_SLOTS: u32 = MAX_PODS + SPARE_SLOTS;
+
+/// The number of the subnet that `address` is in, where subnets have `host_bits` bits for hosts. Subnets of one network
+/// have different numbers unless it has room for more than [`SUBNET_NUMBERS`]; anything else with the same number does not
+/// hold `address` ([`Peer::holds`]).
+#[inline(always)]
+pub const fn subnet_number(address: Be32, host_bits: u32) -> u32 {
+    address.get().wrapping_shr(host_bits) % SUBNET_NUMBERS
+}
+
+/// The number of a pod's address. Addresses of one subnet have different numbers unless it has room for more than
+/// [`POD_NUMBERS`].
+#[inline(always)]
+pub const fn pod_number(address: Be32) -> u32 {
+    address.get() % POD_NUMBERS
+}
 
 /// Flows that are remembered at most, unless the agent is told otherwise; the least recently used go first.
 pub const MAX_FLOWS: u32 = 131_072;
@@ -63,8 +96,10 @@ pub struct Config {
     pub vni: u32,
     /// This node's address: source of encapsulated packets.
     pub node_ip: Be32,
-    /// Mask of the subnet length that most nodes have; those subnets are in the hash map.
+    /// Mask of the subnet length that most nodes have; those subnets are found by number.
     pub subnet_mask: Be32,
+    /// The bits that this mask leaves for hosts.
+    pub host_bits: u32,
     /// UDP destination port of VXLAN.
     pub vxlan_port: Be16,
     /// First UDP source port of encapsulated packets.
@@ -90,14 +125,14 @@ pub struct Config {
     /// Time to live of encapsulated packets.
     pub outer_ttl: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 7],
 }
 
-const _: () = assert!(size_of::<Config>() == 96);
+const _: () = assert!(size_of::<Config>() == 104);
 
 /// Programs act; without it they hand everything to the kernel.
 pub const FLAG_ACTIVE: u32 = 1;
-/// Some nodes have a subnet length other than the usual one: those are in the LPM trie.
+/// Some nodes have a subnet length other than the usual one, or a number that is taken: those are in the LPM trie.
 pub const FLAG_OTHER_LENGTHS: u32 = 1 << 1;
 /// Encapsulate by the VXLAN device instead of in BPF.
 pub const FLAG_ASSIST: u32 = 1 << 2;
@@ -128,6 +163,8 @@ pub const CARRIED_BITS: u8 = CARRIED_PROBE | CARRIED_QUEUE;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Peer {
+    /// The first address of its subnet.
+    pub subnet: Be32,
     /// Its address: destination of what we encapsulate, source of what it does.
     pub node_ip: Be32,
     /// The neighbour on the node's interface that leads there.
@@ -135,14 +172,20 @@ pub struct Peer {
     /// Address of its VXLAN device; zero if packets are routed there without a tunnel.
     pub vtep_mac: Mac,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
     /// Since when this is so: flows attested before are not believed. Nanoseconds of `CLOCK_MONOTONIC`.
     pub since: u64,
 }
 
-const _: () = assert!(size_of::<Peer>() == 24);
+const _: () = assert!(size_of::<Peer>() == 32);
 
 impl Peer {
+    /// Whether its subnet, of the length that `mask` says, is the one of `address`.
+    #[inline(always)]
+    pub fn holds(&self, address: Be32, mask: Be32) -> bool {
+        self.subnet.raw() == address.raw() & mask.raw()
+    }
+
     /// Whether packets go there without a tunnel.
     #[inline(always)]
     pub fn is_direct(&self) -> bool {
@@ -154,14 +197,14 @@ impl Peer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct LocalPod {
+    /// Its address.
+    pub address: Be32,
     /// Interface index of the host side of its veth.
     pub host_index: u32,
     /// Its link-layer address.
     pub mac: Mac,
     /// Combination of the `POD_` constants.
     pub flags: u16,
-    /// Zero.
-    pub reserved: u32,
     /// Since when this is so: flows attested before are not believed. Nanoseconds of `CLOCK_MONOTONIC`.
     pub since: u64,
 }

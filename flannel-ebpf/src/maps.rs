@@ -6,13 +6,13 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use flannel_common::decide;
 use flannel_common::flow::{Flow, FlowKey, Flows, SharedFlow};
 use flannel_common::maps::{
-    CONFIG_SLOTS, Config, Control, FLAG_OTHER_LENGTHS, LocalPod, MAX_FLOWS, MAX_PODS, MAX_SUBNETS,
-    Peer,
+    self, CONFIG_SLOTS, Config, Control, FLAG_OTHER_LENGTHS, LocalPod, MAX_FLOWS,
+    MAX_OTHER_SUBNETS, NO_SLOT, PEER_SLOTS, POD_NUMBERS, POD_SLOTS, Peer, SUBNET_NUMBERS,
 };
 use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
@@ -28,17 +28,27 @@ static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(CONFIG_SLOTS, 0);
 
-/// Other nodes by the first address of their subnet, for subnets of the usual length.
+/// The slot in [`PEERS`] of each subnet of the usual length, by number.
 #[map]
-static SUBNETS: HashMap<Be32, Peer> = HashMap::with_max_entries(MAX_SUBNETS, BPF_F_NO_PREALLOC);
+static SUBNET_INDEX: Array<u32> = Array::with_max_entries(SUBNET_NUMBERS, 0);
 
-/// Other nodes by subnet, for subnets of any other length.
+/// Other nodes with a subnet of the usual length. An array: what the kernel's hash calls costs more than all else that a
+/// fast packet needs to be known of.
 #[map]
-static SUBNETS_LPM: LpmTrie<Be32, Peer> = LpmTrie::with_max_entries(MAX_SUBNETS, BPF_F_NO_PREALLOC);
+static PEERS: Array<Peer> = Array::with_max_entries(PEER_SLOTS, 0);
 
-/// Pods of this node by address.
+/// Other nodes by subnet, for all that [`SUBNET_INDEX`] has no place for.
 #[map]
-static PODS: HashMap<Be32, LocalPod> = HashMap::with_max_entries(MAX_PODS, BPF_F_NO_PREALLOC);
+static SUBNETS_LPM: LpmTrie<Be32, Peer> =
+    LpmTrie::with_max_entries(MAX_OTHER_SUBNETS, BPF_F_NO_PREALLOC);
+
+/// The slot in [`PODS`] of each address of this node's subnet, by number.
+#[map]
+static POD_INDEX: Array<u32> = Array::with_max_entries(POD_NUMBERS, 0);
+
+/// Pods of this node.
+#[map]
+static PODS: Array<LocalPod> = Array::with_max_entries(POD_SLOTS, 0);
 
 /// What is remembered of flows. The programs write it.
 #[map]
@@ -74,10 +84,9 @@ impl decide::Topology for Topology {
 
     #[inline(always)]
     fn peer(&self, address: Be32) -> Option<&Peer> {
-        let subnet = Be32::from_raw(address.raw() & self.config.subnet_mask.raw());
-        // SAFETY: the kernel frees an element only after a grace period that this program's run holds up, and
-        // replaces elements instead of writing into them.
-        let peer = unsafe { SUBNETS.get(subnet) };
+        let number = maps::subnet_number(address, self.config.host_bits);
+        let peer = in_slot(&SUBNET_INDEX, number, &PEERS)
+            .filter(|peer| peer.holds(address, self.config.subnet_mask));
         if peer.is_none() && self.config.flags & FLAG_OTHER_LENGTHS != 0 {
             return SUBNETS_LPM.get(Key::new(u32::BITS, address));
         }
@@ -86,8 +95,7 @@ impl decide::Topology for Topology {
 
     #[inline(always)]
     fn pod(&self, address: Be32) -> Option<&LocalPod> {
-        // SAFETY: as for `SUBNETS`.
-        unsafe { PODS.get(address) }
+        in_slot(&POD_INDEX, maps::pod_number(address), &PODS).filter(|pod| pod.address == address)
     }
 
     #[inline(always)]
@@ -98,6 +106,16 @@ impl decide::Topology for Topology {
     #[inline(always)]
     fn expires(&self) -> u64 {
         self.control.expires
+    }
+}
+
+/// The value that an index leads to. The agent does not write into a slot that an index has led to a moment ago, so a
+/// program never sees half a value.
+#[inline(always)]
+fn in_slot<V>(index: &Array<u32>, number: u32, values: &'static Array<V>) -> Option<&'static V> {
+    match *index.get(number)? {
+        NO_SLOT => None,
+        slot => values.get(slot),
     }
 }
 

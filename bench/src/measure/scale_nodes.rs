@@ -6,10 +6,15 @@
 use std::path::PathBuf;
 
 use aya::maps::{
-    Array, HashMap, MapData, MapError,
+    Array, MapData, MapError,
     lpm_trie::{Key, LpmTrie},
 };
-use flannel_common::maps::{ABI, CONFIG_SLOTS, Config, FLAG_OTHER_LENGTHS, MAX_SUBNETS, Peer};
+use flannel_common::{
+    maps::{
+        ABI, CONFIG_SLOTS, Config, FLAG_OTHER_LENGTHS, NO_SLOT, Peer, SUBNET_NUMBERS, subnet_number,
+    },
+    wire::Be32,
+};
 
 use super::{Context, Effort, Figure, Measure};
 use crate::{
@@ -24,7 +29,7 @@ const NETWORK: (&str, u8) = ("10.0.0.0/8", 25);
 const SHIFT: u32 = u32::BITS - NETWORK.1 as u32;
 /// Where the subnets begin.
 const FIRST: u32 = u32::from_be_bytes([10, 0, 0, 0]);
-const _: () = assert!((NODES[2] as u64) << SHIFT <= 1 << 24 && NODES[2] < MAX_SUBNETS);
+const _: () = assert!((NODES[2] as u64) << SHIFT <= 1 << 24 && NODES[2] < SUBNET_NUMBERS);
 
 /// An address and a node, as the maps hold them.
 type Address = [u8; 4];
@@ -44,7 +49,7 @@ impl Measure for ScaleNodes {
     fn title(&self, effort: &Effort) -> String {
         format!(
             "What random destinations among many nodes add to the cost of sending a packet, over one node; {} packets. \
-             By hash: subnets of the usual length; by prefix: subnets of another",
+             Subnets of the usual length, and by prefix: of another",
             effort.packets
         )
     }
@@ -105,7 +110,8 @@ fn start(context: &Context<'_, '_>, carrier: Carrier) -> Result<Testbed> {
 /// The maps of the first node.
 struct Maps {
     config: Array<MapData, [u8; size_of::<Config>()]>,
-    subnets: HashMap<MapData, Address, Node>,
+    index: Array<MapData, u32>,
+    nodes: Array<MapData, Node>,
     prefixes: LpmTrie<MapData, Address, Node>,
     /// What all nodes are: the second node of the cluster.
     node: Node,
@@ -118,42 +124,32 @@ impl Maps {
             let path: PathBuf = pins.join(format!("v{ABI}/maps/{name}"));
             MapData::from_pin(path).map_err(|cause| failed(name, cause))
         };
-        let subnets = HashMap::try_from(aya::maps::Map::HashMap(open("SUBNETS")?))
-            .map_err(|cause| failed("SUBNETS", cause))?;
         let mut maps = Self {
-            config: Array::try_from(aya::maps::Map::Array(open("CONFIG")?))
-                .map_err(|cause| failed("CONFIG", cause))?,
+            config: array("CONFIG", open("CONFIG")?)?,
+            index: array("SUBNET_INDEX", open("SUBNET_INDEX")?)?,
+            nodes: array("PEERS", open("PEERS")?)?,
             prefixes: LpmTrie::try_from(aya::maps::Map::LpmTrie(open("SUBNETS_LPM")?))
                 .map_err(|cause| failed("SUBNETS_LPM", cause))?,
-            subnets,
             node: [0; size_of::<Peer>()],
         };
         maps.node = maps.any_node()?;
         Ok(maps)
     }
 
+    /// The second node of the cluster: the only one, so in the first slot or in the trie.
     fn any_node(&self) -> Result<Node> {
-        let by_hash = self.subnets.iter().map(|entry| entry.map(|(_, node)| node));
-        let by_prefix = self
-            .prefixes
-            .iter()
-            .map(|entry| entry.map(|(_, node)| node));
-        by_hash
-            .chain(by_prefix)
-            .next()
-            .ok_or(Error::Unexpected {
-                what: "the map of subnets",
-                value: String::new(),
-                expected: "one with the other node in it",
-            })?
-            .map_err(|cause| failed("SUBNETS", cause))
+        let by_prefix = self.prefixes.iter().next();
+        let node = match by_prefix {
+            Some(entry) => entry.map(|(_, node)| node),
+            None => self.nodes.get(&(NO_SLOT + 1), 0),
+        };
+        node.map_err(|cause| failed("PEERS", cause))
     }
 
     fn clear(&mut self) -> Result<()> {
-        let keys: Vec<_> = self.subnets.keys().filter_map(|key| key.ok()).collect();
-        for key in keys {
-            let removed = self.subnets.remove(&key);
-            removed.map_err(|cause| failed("SUBNETS", cause))?;
+        for number in 0..SUBNET_NUMBERS {
+            let cleared = self.index.set(number, NO_SLOT, 0);
+            cleared.map_err(|cause| failed("SUBNET_INDEX", cause))?;
         }
         let keys: Vec<_> = self.prefixes.keys().filter_map(|key| key.ok()).collect();
         for key in keys {
@@ -177,19 +173,29 @@ impl Maps {
             let set = self.config.set(slot, config, 0);
             set.map_err(|cause| failed("CONFIG", cause))?;
         }
-        for number in 0..nodes {
-            let subnet = (FIRST + (number << SHIFT)).to_be_bytes();
+        for node in 0..nodes {
+            let subnet = Be32::new(FIRST + (node << SHIFT));
+            let mut peer: Peer = bytemuck::pod_read_unaligned(&self.node);
+            peer.subnet = subnet;
+            let peer: Node = bytemuck::cast(peer);
             if by_prefix {
-                let key = Key::new(NETWORK.1.into(), subnet);
-                let inserted = self.prefixes.insert(&key, self.node, 0);
+                let key = Key::new(NETWORK.1.into(), subnet.get().to_be_bytes());
+                let inserted = self.prefixes.insert(&key, peer, 0);
                 inserted.map_err(|cause| failed("SUBNETS_LPM", cause))?;
             } else {
-                let inserted = self.subnets.insert(subnet, self.node, 0);
-                inserted.map_err(|cause| failed("SUBNETS", cause))?;
+                let slot = NO_SLOT + 1 + node;
+                let set = self.nodes.set(slot, peer, 0);
+                set.map_err(|cause| failed("PEERS", cause))?;
+                let set = self.index.set(subnet_number(subnet, SHIFT), slot, 0);
+                set.map_err(|cause| failed("SUBNET_INDEX", cause))?;
             }
         }
         Ok(())
     }
+}
+
+fn array<V: aya::Pod>(name: &'static str, data: MapData) -> Result<Array<MapData, V>> {
+    Array::try_from(aya::maps::Map::Array(data)).map_err(|cause| failed(name, cause))
 }
 
 fn failed(map: &'static str, cause: MapError) -> Error {

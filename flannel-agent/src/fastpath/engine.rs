@@ -333,6 +333,7 @@ impl Engine {
 
     fn serve(&mut self, pod: &Pod, contents: &mut Contents, note: Note) {
         let value = LocalPod {
+            address: pod.ip.into(),
             host_index: pod.host_index,
             mac: pod.mac,
             flags: note.flags,
@@ -359,6 +360,7 @@ impl Engine {
             uplink_index: topology.uplink.index,
             node_ip: topology.node_ip.into(),
             subnet_mask: Be32::from(topology.subnet.netmask()),
+            host_bits: u32::BITS - u32::from(topology.subnet.prefix_len()),
             source_port_min,
             source_port_max,
             direct_mtu: uplink_mtu,

@@ -22,6 +22,7 @@ use flannel_common::maps::{
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::{Be32, ipv4};
 
+use super::indexed::{self, Numbered};
 use super::pin::Pins;
 use super::plain::Plain;
 use super::sys;
@@ -91,8 +92,8 @@ impl Remembered {
         let config: Config = element(&maps.join("CONFIG"), control.slot)?;
         let trie = maps.join("SUBNETS_LPM");
         let other_lengths = Map::LpmTrie(open(&trie)?).try_into();
-        let pods = entries(&maps.join("PODS"))?.into_iter().collect();
-        let subnets = entries(&maps.join("SUBNETS"))?.into_iter().collect();
+        let pods = values(&maps.join("POD_INDEX"), &maps.join("PODS"))?;
+        let subnets = values(&maps.join("SUBNET_INDEX"), &maps.join("PEERS"))?;
         let flows = entries(&maps.join("FLOWS"))?;
         Ok(Self {
             config,
@@ -211,15 +212,26 @@ fn open(path: &Path) -> Result<MapData, Error> {
 }
 
 /// An element of an array with values of this type.
-fn element<V: Copy>(path: &Path, index: u32) -> Result<V, Error>
-where
-    Plain<V>: aya::Pod,
-{
-    let array = Array::<MapData, Plain<V>>::try_from(Map::Array(open(path)?));
-    let value = array.and_then(|array| array.get(&index, 0));
+fn element<V: Pod>(path: &Path, index: u32) -> Result<V, Error> {
+    let value = array::<Plain<V>>(path)?.get(&index, 0);
     value
         .map(|value| value.0)
         .map_err(|_| Error::Foreign(path.to_owned()))
+}
+
+/// An array with values of this type.
+fn array<V: aya::Pod>(path: &Path) -> Result<Array<MapData, V>, Error> {
+    Map::Array(open(path)?)
+        .try_into()
+        .map_err(|_| Error::Foreign(path.to_owned()))
+}
+
+/// The values that an index leads to, by their address.
+fn values<V: Numbered>(index: &Path, values: &Path) -> Result<HashMap<Be32, V>, Error> {
+    let found = indexed::read::<V>(&array(index)?, &array(values)?);
+    let found = found.map_err(|_| Error::Foreign(values.to_owned()))?;
+    let with_address = found.into_iter().map(|value| (value.address(), value));
+    Ok(with_address.collect())
 }
 
 /// All entries of a hash map with keys and values of these types.

@@ -8,14 +8,16 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use super::facts::Facts;
 
 /// Maps that outlive the agent, under the names that `flannel-ebpf` gives them.
-pub const MAPS: [&str; 7] = [
+pub const MAPS: [&str; 9] = [
     "CONFIG",
     "CONTROL",
     "COUNTERS",
     "FLOWS",
+    "PEERS",
     "PODS",
-    "SUBNETS",
+    "POD_INDEX",
     "SUBNETS_LPM",
+    "SUBNET_INDEX",
 ];
 
 /// The map of flows.

@@ -5,17 +5,16 @@
 
 use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{MapData, MapError};
 use flannel_common::wire::Be32;
 use ipnet::Ipv4Net;
 
 use super::Error;
 use super::plain::Plain;
 
-/// The calls that hash maps and tries have in common.
+/// The calls that all maps have in common.
 pub trait Entries<K, V> {
     /// All entries.
     fn all(&self) -> Result<Vec<(K, V)>, MapError>;
@@ -25,28 +24,8 @@ pub trait Entries<K, V> {
     fn delete(&mut self, key: &K) -> Result<(), MapError>;
 }
 
-impl<V> Entries<Ipv4Addr, V> for HashMap<MapData, Plain<Be32>, Plain<V>>
-where
-    Plain<V>: aya::Pod,
-{
-    fn all(&self) -> Result<Vec<(Ipv4Addr, V)>, MapError> {
-        self.iter()
-            .map(|entry| entry.map(|(key, value)| (key.0.into(), value.0)))
-            .collect()
-    }
-
-    fn put(&mut self, key: &Ipv4Addr, value: V) -> Result<(), MapError> {
-        self.insert(Plain(Be32::from(*key)), Plain(value), 0)
-    }
-
-    fn delete(&mut self, key: &Ipv4Addr) -> Result<(), MapError> {
-        self.remove(&Plain(Be32::from(*key)))
-    }
-}
-
-impl<M: BorrowMut<MapData>, V> Entries<Ipv4Net, V> for LpmTrie<M, Plain<Be32>, Plain<V>>
-where
-    Plain<V>: aya::Pod,
+impl<M: BorrowMut<MapData>, V: bytemuck::Pod> Entries<Ipv4Net, V>
+    for LpmTrie<M, Plain<Be32>, Plain<V>>
 {
     fn all(&self) -> Result<Vec<(Ipv4Net, V)>, MapError> {
         let mut entries = Vec::new();
@@ -95,6 +74,11 @@ impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
             .into_iter()
             .collect();
         Ok(Self { name, map, mirror })
+    }
+
+    /// The map itself, whose entries must stay as they are.
+    pub fn map_mut(&mut self) -> &mut M {
+        &mut self.map
     }
 
     /// The entry of `key` as it was written.

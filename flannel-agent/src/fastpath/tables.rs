@@ -1,6 +1,6 @@
 //! The maps as a whole: what a topology puts into them, and in which order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use flannel_common::flow::{Flow, FlowKey};
 use flannel_common::maps::{
-    CONFIG_SLOTS, Config, Control, FLAG_ACTIVE, FLAG_OTHER_LENGTHS, LocalPod, Peer,
+    CONFIG_SLOTS, Config, Control, FLAG_ACTIVE, FLAG_OTHER_LENGTHS, LocalPod, Peer, subnet_number,
 };
 use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
@@ -19,22 +19,22 @@ use ipnet::Ipv4Net;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Error;
+use super::indexed::Indexed;
 use super::plain::Plain;
 use super::sys;
 use super::table::Table;
 use super::topology::PeerRoute;
 use crate::status::Counters;
 
-type Hash<V> = HashMap<MapData, Plain<Be32>, Plain<V>>;
 type Trie<V> = LpmTrie<MapData, Plain<Be32>, Plain<V>>;
 
 /// All maps.
 pub struct Tables {
     control: Array<MapData, Plain<Control>>,
     config: Array<MapData, Plain<Config>>,
-    subnets: Table<Hash<Peer>, Ipv4Addr, Peer>,
+    subnets: Table<Indexed<Peer>, Ipv4Addr, Peer>,
     other_lengths: Table<Trie<Peer>, Ipv4Net, Peer>,
-    pods: Table<Hash<LocalPod>, Ipv4Addr, LocalPod>,
+    pods: Table<Indexed<LocalPod>, Ipv4Addr, LocalPod>,
     flows: MapData,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -44,7 +44,7 @@ pub struct Tables {
 pub struct Contents {
     /// The config, without [`FLAG_OTHER_LENGTHS`], which follows from the subnets.
     pub config: Config,
-    /// Peers whose subnets have the length that the config's mask says.
+    /// Peers whose subnets have the length that the config's mask says, each with a number of its own.
     pub subnets: BTreeMap<Ipv4Addr, Peer>,
     /// All other peers.
     pub other_lengths: BTreeMap<Ipv4Net, Peer>,
@@ -53,16 +53,21 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Sorts peers by the length of their subnet.
+    /// Sorts peers by the length of their subnet. Should two subnets have one number, the first keeps it.
     pub fn set_peers(&mut self, peers: &[PeerRoute], length: u8) {
+        let host_bits = u32::BITS - u32::from(length);
+        let mut numbers = BTreeSet::new();
         for peer in peers {
+            let subnet = Be32::from(peer.subnet.network());
             let value = Peer {
+                subnet,
                 node_ip: peer.node_ip.into(),
                 next_hop: peer.next_hop.into(),
                 vtep_mac: peer.vtep_mac.unwrap_or_default(),
                 ..Peer::default()
             };
-            if peer.subnet.prefix_len() == length {
+            let usual = peer.subnet.prefix_len() == length;
+            if usual && numbers.insert(subnet_number(subnet, host_bits)) {
                 self.subnets.insert(peer.subnet.network(), value);
             } else {
                 self.other_lengths.insert(peer.subnet.trunc(), value);
@@ -88,12 +93,17 @@ impl Tables {
     /// # Errors
     /// [`Error::Missing`] or [`Error::Map`].
     pub fn adopt(bpf: &mut Ebpf) -> Result<Self, Error> {
+        let control = take(bpf, "CONTROL")?;
+        let config = take(bpf, "CONFIG")?;
+        let host_bits = in_force(&control, &config)?.host_bits;
+        let peers = Indexed::adopt(take(bpf, "SUBNET_INDEX")?, take(bpf, "PEERS")?, host_bits);
+        let pods = Indexed::adopt(take(bpf, "POD_INDEX")?, take(bpf, "PODS")?, host_bits);
         Ok(Self {
-            control: take(bpf, "CONTROL")?,
-            config: take(bpf, "CONFIG")?,
-            subnets: Table::adopt("SUBNETS", take(bpf, "SUBNETS")?)?,
+            control,
+            config,
+            subnets: Table::adopt("PEERS", peers.map_err(|source| map_error("PEERS", source))?)?,
             other_lengths: Table::adopt("SUBNETS_LPM", take(bpf, "SUBNETS_LPM")?)?,
-            pods: Table::adopt("PODS", take(bpf, "PODS")?)?,
+            pods: Table::adopt("PODS", pods.map_err(|source| map_error("PODS", source))?)?,
             flows: match bpf.take_map("FLOWS") {
                 Some(Map::LruHashMap(data)) => data,
                 _ => return Err(Error::Missing { name: "FLOWS" }),
@@ -115,12 +125,16 @@ impl Tables {
             config.flags |= FLAG_OTHER_LENGTHS;
         }
         let current = self.current()?;
-        // Keys of the hash map mean something else under another mask.
-        if current.subnet_mask != config.subnet_mask && current.flags & FLAG_ACTIVE != 0 {
-            self.set_config(Config {
-                flags: 0,
-                ..current
-            })?;
+        // Numbers mean something else under another mask.
+        if current.subnet_mask != config.subnet_mask {
+            if current.flags & FLAG_ACTIVE != 0 {
+                self.set_config(Config {
+                    flags: 0,
+                    ..current
+                })?;
+            }
+            self.subnets.prune(&BTreeMap::new())?;
+            self.subnets.map_mut().renumber(config.host_bits);
         }
         let results = [
             self.pods.prune(&contents.pods),
@@ -199,12 +213,7 @@ impl Tables {
     }
 
     fn current(&self) -> Result<Config, Error> {
-        let slot = self.control()?.slot;
-        let config = self
-            .config
-            .get(&slot, 0)
-            .map_err(|source| map_error("CONFIG", source))?;
-        Ok(config.0)
+        in_force(&self.control, &self.config)
     }
 
     fn set_config(&mut self, config: Config) -> Result<(), Error> {
@@ -217,11 +226,7 @@ impl Tables {
     }
 
     fn control(&self) -> Result<Control, Error> {
-        let control = self
-            .control
-            .get(&0, 0)
-            .map_err(|source| map_error("CONTROL", source))?;
-        Ok(control.0)
+        control(&self.control)
     }
 
     fn set_control(&mut self, control: Control) -> Result<(), Error> {
@@ -267,6 +272,22 @@ impl Tables {
     }
 }
 
+fn control(map: &Array<MapData, Plain<Control>>) -> Result<Control, Error> {
+    let control = map.get(&0, 0);
+    let control = control.map_err(|source| map_error("CONTROL", source))?;
+    Ok(control.0)
+}
+
+/// The config that the programs go by.
+fn in_force(
+    map: &Array<MapData, Plain<Control>>,
+    configs: &Array<MapData, Plain<Config>>,
+) -> Result<Config, Error> {
+    let config = configs.get(&control(map)?.slot, 0);
+    let config = config.map_err(|source| map_error("CONFIG", source))?;
+    Ok(config.0)
+}
+
 /// The present, on the clock of the maps' times.
 pub fn monotonic() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
@@ -308,6 +329,11 @@ mod tests {
             &[peer("10.5.9.0/24", Some(mac)), peer("10.5.64.0/26", None)],
             24,
         );
+        // As far from the first as there are numbers.
+        contents.set_peers(
+            &[peer("10.5.9.0/24", Some(mac)), peer("12.5.9.0/24", None)],
+            24,
+        );
         let usual = contents.subnets[&Ipv4Addr::new(10, 5, 9, 0)];
         assert_eq!(usual.vtep_mac, mac);
         assert_eq!(
@@ -317,7 +343,7 @@ mod tests {
         assert!(contents.other_lengths[&"10.5.64.0/26".parse().expect("a prefix")].is_direct());
         assert_eq!(
             (contents.subnets.len(), contents.other_lengths.len()),
-            (1, 1)
+            (1, 2)
         );
     }
 }

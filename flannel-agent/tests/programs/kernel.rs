@@ -1,17 +1,20 @@
 //! The loaded programs with maps of their own, and a namespace with the interfaces that the packets name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
 use aya::{Ebpf, TestRunOptions};
 use bytemuck::{Pod, Zeroable, bytes_of};
 use flannel_agent::fastpath::facts::Facts;
+use flannel_agent::fastpath::indexed::{Indexed, Numbered};
 use flannel_agent::fastpath::plain::Plain;
+use flannel_agent::fastpath::table::Table;
 use flannel_agent::fastpath::{Attest, Egress, object, tier};
 use flannel_common::decide::Topology as _;
 use flannel_common::flow::{Flow, FlowKey};
@@ -20,7 +23,7 @@ use flannel_common::outcome::{Hook, SLOTS};
 use flannel_common::testing::fixtures::{Expected, Fixture};
 use flannel_common::testing::memory::at;
 use flannel_common::testing::model::To;
-use flannel_common::testing::node::{DEVICES, Tables};
+use flannel_common::testing::node::{self, DEVICES, Tables};
 use flannel_common::wire::Be32;
 use flannel_common::wire::vxlan;
 use lab::{Netns, process};
@@ -87,9 +90,9 @@ pub struct Kernel {
     slot: u32,
     control: Array<MapData, Plain<Control>>,
     config: Array<MapData, Plain<Config>>,
-    subnets: HashMap<MapData, Plain<Be32>, Plain<Peer>>,
+    subnets: Table<Indexed<Peer>, Ipv4Addr, Peer>,
     subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
-    pods: HashMap<MapData, Plain<Be32>, Plain<LocalPod>>,
+    pods: Table<Indexed<LocalPod>, Ipv4Addr, LocalPod>,
     flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
     counters: PerCpuArray<MapData, u64>,
     encapsulates: bool,
@@ -121,9 +124,9 @@ impl Kernel {
             slot: 0,
             control: map("CONTROL")?.try_into()?,
             config: map("CONFIG")?.try_into()?,
-            subnets: map("SUBNETS")?.try_into()?,
+            subnets: indexed(&mut map, "SUBNET_INDEX", "PEERS")?,
             subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
-            pods: map("PODS")?.try_into()?,
+            pods: indexed(&mut map, "POD_INDEX", "PODS")?,
             flows: map("FLOWS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             encapsulates,
@@ -165,8 +168,8 @@ impl Kernel {
             expires: tables.expires(),
         };
         self.control.set(0, Plain(control), 0).context("CONTROL")?;
-        replace(&mut self.subnets, &tables.subnets).context("SUBNETS")?;
-        replace(&mut self.pods, &tables.pods).context("PODS")?;
+        replace_indexed(&mut self.subnets, &tables.subnets).context("PEERS")?;
+        replace_indexed(&mut self.pods, &tables.pods).context("PODS")?;
         let now = monotonic();
         let flows = tables.flows.iter();
         let flows = flows.map(|(key, ages)| (*key, at(ages, now))).collect();
@@ -324,14 +327,30 @@ fn monotonic() -> u64 {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
 }
 
-fn replace<K: Copy, V: Copy>(
+/// An index and its values, for the subnets of the fixtures.
+fn indexed<V: Numbered + PartialEq>(
+    map: &mut impl FnMut(&str) -> Result<Map>,
+    index: &str,
+    values: &'static str,
+) -> Result<Table<Indexed<V>, Ipv4Addr, V>> {
+    let host_bits = node::config().host_bits;
+    let indexed = Indexed::adopt(map(index)?.try_into()?, map(values)?.try_into()?, host_bits)?;
+    Ok(Table::adopt(values, indexed)?)
+}
+
+fn replace_indexed<V: Numbered + PartialEq>(
+    table: &mut Table<Indexed<V>, Ipv4Addr, V>,
+    wanted: &std::collections::HashMap<Be32, V>,
+) -> Result<()> {
+    let wanted: BTreeMap<Ipv4Addr, V> = wanted.iter().map(|(k, v)| ((*k).into(), *v)).collect();
+    table.prune(&wanted)?;
+    Ok(table.fill(&wanted)?)
+}
+
+fn replace<K: Pod, V: Pod>(
     map: &mut HashMap<MapData, Plain<K>, Plain<V>>,
     wanted: &std::collections::HashMap<K, V>,
-) -> Result<()>
-where
-    Plain<K>: aya::Pod,
-    Plain<V>: aya::Pod,
-{
+) -> Result<()> {
     let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
     for key in old {
         map.remove(&key)?;

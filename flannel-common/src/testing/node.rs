@@ -22,6 +22,8 @@ use crate::wire::{Be16, Be32};
 
 /// This node's address.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 1);
+/// The first address of this node's subnet.
+pub const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 5, 9, 0);
 /// A pod of this node into which packets are put directly.
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 5, 9, 2);
 /// A pod of this node that gets packets through the host side of its veth.
@@ -32,6 +34,11 @@ pub const NO_POD: Ipv4Addr = Ipv4Addr::new(10, 5, 9, 200);
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// An address of the cluster in no node's subnet.
 pub const NO_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 5, 13, 2);
+
+/// An address outside of the cluster whose subnet has the number of [`VXLAN`]'s.
+pub const SAME_SUBNET_NUMBER: Ipv4Addr = Ipv4Addr::new(12, 5, 11, 7);
+/// An address outside of the cluster that has the number of [`POD`]'s.
+pub const SAME_POD_NUMBER: Ipv4Addr = Ipv4Addr::new(10, 6, 9, 2);
 
 /// MAC of [`POD`].
 pub const POD_MAC: Mac = Mac([0x0a, 0x58, 10, 5, 9, 2]);
@@ -156,6 +163,7 @@ impl Remote {
     /// The map value for this node.
     pub fn peer(&self) -> Peer {
         Peer {
+            subnet: self.subnet.0.into(),
             node_ip: self.node_ip.into(),
             next_hop: self.next_hop.into(),
             vtep_mac: self.vtep_mac,
@@ -215,6 +223,7 @@ impl Tables {
                 (
                     POD.into(),
                     LocalPod {
+                        address: POD.into(),
                         host_index: PORT.index,
                         mac: POD_MAC,
                         ..LocalPod::default()
@@ -223,6 +232,7 @@ impl Tables {
                 (
                     POD_VIA.into(),
                     LocalPod {
+                        address: POD_VIA.into(),
                         host_index: PORT_VIA.index,
                         mac: POD_VIA_MAC,
                         flags: POD_VIA_HOST,
@@ -243,8 +253,9 @@ impl Tables {
                 ..config()
             },
             subnets: HashMap::from([(
-                Ipv4Addr::new(10, 5, 9, 0).into(),
+                SUBNET.into(),
                 Peer {
+                    subnet: SUBNET.into(),
                     node_ip: NODE_IP.into(),
                     next_hop: NODE_IP.into(),
                     vtep_mac: VTEP.mac,
@@ -255,6 +266,7 @@ impl Tables {
             pods: HashMap::from([(
                 VXLAN.pod.into(),
                 LocalPod {
+                    address: VXLAN.pod.into(),
                     host_index: PORT.index,
                     mac: OTHER_MAC,
                     ..LocalPod::default()
@@ -279,6 +291,7 @@ pub fn config() -> Config {
         vni: VNI,
         node_ip: NODE_IP.into(),
         subnet_mask: Be32::new(mask(USUAL_LENGTH)),
+        host_bits: u32::BITS - USUAL_LENGTH,
         vxlan_port: Be16::new(VXLAN_PORT),
         source_port_min: 32_768,
         source_port_max: 60_999,
@@ -331,6 +344,15 @@ impl decide::Topology for Tables {
 mod tests {
     use super::*;
     use crate::decide::Topology as _;
+    use crate::maps::{pod_number, subnet_number};
+
+    #[test]
+    fn numbers_are_shared_as_the_names_say() {
+        let host_bits = config().host_bits;
+        let subnet = |address: Ipv4Addr| subnet_number(address.into(), host_bits);
+        assert_eq!(subnet(SAME_SUBNET_NUMBER), subnet(VXLAN.pod));
+        assert_eq!(pod_number(SAME_POD_NUMBER.into()), pod_number(POD.into()));
+    }
 
     #[test]
     fn the_longest_subnet_wins_and_the_flag_guards_the_trie() {

@@ -1,0 +1,167 @@
+//! Values that programs find by number: an array of values, and an index that says in which slot each number's lies.
+//!
+//! The kernel writes into an array's element while programs may read it. So a value is written into a slot that nothing
+//! leads to, and then the index, a single word, is turned to it: programs see the former value or the new one, whole.
+//! Each value says whose it is, so that what an index says of an address with the same number is not taken for its own.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::time::Instant;
+
+use aya::maps::{Array, IterableMap as _, MapData, MapError};
+use bytemuck::Pod;
+use flannel_common::maps::{LocalPod, NO_SLOT, Peer, pod_number, subnet_number};
+use flannel_common::wire::Be32;
+
+use super::plain::Plain;
+use super::slots::Slots;
+use super::sys;
+use super::table::Entries;
+
+/// A value that says whose it is.
+pub trait Numbered: Pod {
+    /// Its address.
+    fn address(&self) -> Be32;
+
+    /// The number of an address, where subnets have that many bits for hosts.
+    fn number(address: Be32, host_bits: u32) -> u32;
+}
+
+impl Numbered for Peer {
+    fn address(&self) -> Be32 {
+        self.subnet
+    }
+
+    fn number(address: Be32, host_bits: u32) -> u32 {
+        subnet_number(address, host_bits)
+    }
+}
+
+impl Numbered for LocalPod {
+    fn address(&self) -> Be32 {
+        self.address
+    }
+
+    fn number(address: Be32, _: u32) -> u32 {
+        pod_number(address)
+    }
+}
+
+/// An index and its values.
+pub struct Indexed<V: Numbered> {
+    index: Array<MapData, u32>,
+    values: Array<MapData, Plain<V>>,
+    host_bits: u32,
+    /// The slot and the address of each number that is taken.
+    entries: HashMap<u32, (u32, Be32)>,
+    slots: Slots,
+}
+
+impl<V: Numbered> Indexed<V> {
+    /// The maps with what an earlier agent left in them, where subnets had that many bits for hosts.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn adopt(
+        index: Array<MapData, u32>,
+        values: Array<MapData, Plain<V>>,
+        host_bits: u32,
+    ) -> Result<Self, MapError> {
+        let taken = slots(&index)?;
+        let mut entries = HashMap::new();
+        for &(number, slot) in &taken {
+            entries.insert(number, (slot, values.get(&slot, 0)?.0.address()));
+        }
+        Ok(Self {
+            host_bits,
+            slots: Slots::new(values.len(), taken.into_iter().map(|(_, slot)| slot)),
+            index,
+            values,
+            entries,
+        })
+    }
+
+    /// Numbers subnets with that many bits for hosts. The maps must be empty.
+    pub fn renumber(&mut self, host_bits: u32) {
+        self.host_bits = host_bits;
+    }
+}
+
+impl<V: Numbered> Entries<Ipv4Addr, V> for Indexed<V> {
+    fn all(&self) -> Result<Vec<(Ipv4Addr, V)>, MapError> {
+        self.entries
+            .values()
+            .map(|(slot, address)| Ok(((*address).into(), self.values.get(slot, 0)?.0)))
+            .collect()
+    }
+
+    fn put(&mut self, key: &Ipv4Addr, value: V) -> Result<(), MapError> {
+        let address = Be32::from(*key);
+        let number = V::number(address, self.host_bits);
+        let old = self.entries.get(&number).copied();
+        if let Some((_, other)) = old
+            && other != address
+        {
+            let other = Ipv4Addr::from(other);
+            return Err(io::Error::other(format!("{key} and {other} have one number")).into());
+        }
+        let now = Instant::now();
+        let full = || io::Error::other(format!("no slot is free for {key}"));
+        let slot = self.slots.take(now).ok_or_else(full)?;
+        let written = self
+            .values
+            .set(slot, Plain(value), 0)
+            .and_then(|()| self.index.set(number, slot, 0));
+        if let Err(error) = written {
+            self.slots.give_back(slot, now);
+            return Err(error);
+        }
+        if let Some((old, _)) = self.entries.insert(number, (slot, address)) {
+            self.slots.give_back(old, now);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &Ipv4Addr) -> Result<(), MapError> {
+        let address = Be32::from(*key);
+        let number = V::number(address, self.host_bits);
+        match self.entries.get(&number).copied() {
+            Some((slot, found)) if found == address => {
+                self.index.set(number, NO_SLOT, 0)?;
+                self.entries.remove(&number);
+                self.slots.give_back(slot, Instant::now());
+                Ok(())
+            }
+            _ => Err(MapError::KeyNotFound),
+        }
+    }
+}
+
+/// All values that an index leads to.
+///
+/// # Errors
+/// What the kernel says.
+pub fn read<V: Numbered>(
+    index: &Array<MapData, u32>,
+    values: &Array<MapData, Plain<V>>,
+) -> Result<Vec<V>, MapError> {
+    let taken = slots(index)?.into_iter();
+    taken
+        .map(|(_, slot)| values.get(&slot, 0).map(|value| value.0))
+        .collect()
+}
+
+/// The numbers that lead to a slot, and the slots.
+fn slots(index: &Array<MapData, u32>) -> io::Result<Vec<(u32, u32)>> {
+    let mut taken = Vec::new();
+    sys::visit_entries(
+        index.map().fd().as_fd(),
+        |numbers: &[u32], slots: &[u32]| {
+            let both = numbers.iter().copied().zip(slots.iter().copied());
+            taken.extend(both.filter(|&(_, slot)| slot != NO_SLOT));
+        },
+    )?;
+    Ok(taken)
+}
