@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use super::{Context, Effort, Figure, Measure};
 use crate::{
-    generator::Run,
     testbed::{Error, Pace, Result, Special, Testbed},
     variants::{Carrier, Setting},
 };
 
-/// Packets per second of each flow.
-const RATE: u32 = 10;
 /// A pass sends so many packets at least: the few flows' packets come in bursts, or a pass would cost more than they.
 const LEAST: u32 = 1_000;
 /// The agent's time between two revalidations of a flow, and its grace.
@@ -22,10 +19,19 @@ const REVALIDATE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_millis(500);
 /// How often each flow is revalidated, at the least.
 const REVALIDATIONS: u32 = 5;
-/// Numbers of flows, and by how much time is stretched for them.
-const LOADS: [(u32, u32); 4] = [(1, 1), (16, 1), (1_000, 1), (100_000, STRETCH)];
-/// The quick ones: no stretch takes too long.
-const QUICK_LOADS: [(u32, u32); 1] = [(1_000, 1)];
+/// What is sent.
+const LOADS: [Load; 5] = [
+    Load::new(1, 100),
+    Load::new(16, 100),
+    Load::new(1_000, 100),
+    Load::new(1_000, 10),
+    Load {
+        stretch: STRETCH,
+        ..Load::new(100_000, 10)
+    },
+];
+/// What is sent where there is no time for more.
+const QUICK_LOADS: [Load; 2] = [LOADS[2], LOADS[3]];
 const STRETCH: u32 = 4;
 /// A pass sends so many packets at the most.
 const LARGEST: u32 = 12_500;
@@ -33,6 +39,55 @@ const LARGEST: u32 = 12_500;
 const KERNEL_SHARE: u32 = 4;
 /// Where the kernel says how many flows conntrack may know.
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// Flows, and how they send.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    flows: u32,
+    /// Packets per second of each.
+    rate: u32,
+    /// By how much time is stretched.
+    stretch: u32,
+}
+
+impl Load {
+    const fn new(flows: u32, rate: u32) -> Self {
+        Self {
+            flows,
+            rate,
+            stretch: 1,
+        }
+    }
+
+    fn name(&self) -> String {
+        let flows = match self.flows {
+            1 => "1 flow".to_owned(),
+            flows @ 0..1_000 => format!("{flows} flows"),
+            flows => format!("{} 000 flows", flows / 1_000),
+        };
+        format!("UDP packet, {flows}, {}/s", self.rate)
+    }
+
+    fn pace(&self, carrier: Carrier) -> Pace {
+        // Few flows' bursts come as often as the packets of many would; of many, a part comes at a time.
+        let parts = (self.flows / LARGEST).max(1);
+        let window = REVALIDATE * self.stretch;
+        let interval = Duration::from_secs(1) * self.stretch / self.rate / parts;
+        let passes = (window.as_millis() / interval.as_millis()) as u32;
+        let unpaced = self.stretch > 1 && carrier != Carrier::Flow;
+        Pace {
+            packets: (self.flows / parts).max(LEAST),
+            interval: if unpaced { Duration::ZERO } else { interval },
+            passes: if carrier == Carrier::Flow {
+                passes
+            } else {
+                passes / KERNEL_SHARE
+            },
+            windows: REVALIDATIONS,
+            spread: window,
+        }
+    }
+}
 
 /// See the module.
 #[derive(Default)]
@@ -48,8 +103,8 @@ impl Measure for ScaleFlows {
 
     fn title(&self, _effort: &Effort) -> String {
         format!(
-            "Cost of a forwarded UDP packet of many flows, {RATE} packets/s each, over {REVALIDATIONS} revalidations, one \
-             sample for each ({LEAST} packets per burst if there are fewer flows). For 100 000 flows all times are {STRETCH} \
+            "Cost of a forwarded UDP packet of many flows, so many packets/s each, over {REVALIDATIONS} revalidations, \
+             one sample for each ({LEAST} packets per burst if there are fewer flows). For 100 000 flows all times are {STRETCH} \
              times as long, since no CPU carries a million packets/s; the kernel sends them as fast as it can, which \
              changes nothing for it"
         )
@@ -75,15 +130,16 @@ impl Measure for ScaleFlows {
             &LOADS
         };
         let mut figures = Vec::new();
-        for &(flows, stretch) in loads {
-            check_conntrack(flows)?;
-            let bed = if stretch > 1 && carrier == Carrier::Flow {
-                self.stretched(context, stretch)?
+        for load in loads {
+            check_conntrack(load.flows)?;
+            let bed = if load.stretch > 1 && carrier == Carrier::Flow {
+                self.stretched(context, load.stretch)?
             } else {
                 context.beds.get(carrier)?
             };
-            let runs = bed.send_paced(flows, &pace(flows, stretch, carrier))?;
-            figures.extend(named(flows, &runs));
+            let runs = bed.send_paced(load.flows, &load.pace(carrier))?;
+            let name = load.name();
+            figures.extend(runs.iter().flat_map(|run| Figure::per_packet(&name, run)));
         }
         self.stretched = None;
         Ok(figures)
@@ -104,37 +160,6 @@ impl ScaleFlows {
     }
 }
 
-fn pace(flows: u32, stretch: u32, carrier: Carrier) -> Pace {
-    // Few flows' bursts come as often as the packets of many would; of many, a part comes at a time.
-    let parts = (flows / LARGEST).max(1);
-    let window = REVALIDATE * stretch;
-    let interval = Duration::from_secs(1) * stretch / RATE / parts;
-    let passes = (window.as_millis() / interval.as_millis()) as u32;
-    let unpaced = stretch > 1 && carrier != Carrier::Flow;
-    Pace {
-        packets: (flows / parts).max(LEAST),
-        interval: if unpaced { Duration::ZERO } else { interval },
-        passes: if carrier == Carrier::Flow {
-            passes
-        } else {
-            passes / KERNEL_SHARE
-        },
-        windows: REVALIDATIONS,
-        spread: window,
-    }
-}
-
-fn named(flows: u32, runs: &[Run]) -> Vec<Figure> {
-    let name = match flows {
-        1 => "UDP packet, 1 flow".to_owned(),
-        0..1_000 => format!("UDP packet, {flows} flows"),
-        _ => format!("UDP packet, {} 000 flows", flows / 1_000),
-    };
-    runs.iter()
-        .flat_map(|run| Figure::per_packet(&name, run))
-        .collect()
-}
-
 fn check_conntrack(flows: u32) -> Result<()> {
     let text = std::fs::read_to_string(CONNTRACK_MAX).unwrap_or_default();
     match text.trim().parse::<u32>() {
@@ -153,11 +178,11 @@ mod tests {
 
     #[test]
     fn as_many_packets_lie_between_revalidations_however_time_is_stretched() {
-        for (flows, stretch) in [(1_000, 1), (1_000, 4), (100_000, 4)] {
-            let pace = pace(flows, stretch, Carrier::Flow);
-            let each = pace.packets * pace.passes / flows;
-            assert_eq!(each, RATE * REVALIDATE.as_secs() as u32);
-            assert_eq!(pace.interval * pace.passes, REVALIDATE * stretch);
+        for load in LOADS.into_iter().filter(|load| load.flows >= LEAST) {
+            let pace = load.pace(Carrier::Flow);
+            let each = pace.packets * pace.passes / load.flows;
+            assert_eq!(each, load.rate * REVALIDATE.as_secs() as u32);
+            assert_eq!(pace.interval * pace.passes, REVALIDATE * load.stretch);
         }
     }
 }
