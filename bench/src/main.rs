@@ -10,70 +10,39 @@ mod packets;
 mod path;
 mod report;
 mod rounds;
+mod run;
 mod sockets;
 mod stats;
 mod testbed;
 mod variants;
 
-use std::{fs::File, path::PathBuf, process::ExitCode, time::Instant};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-use crate::{
-    bounds::Bounds,
-    measure::{Effort, Measure, Name},
-    report::Report,
-    testbed::{Means, WARM_UP},
-    variants::{Backend, Setting},
-};
-
-/// Packets of each run of the generator, and with `--quick`.
-const PACKETS: u32 = 100_000;
-const QUICK_PACKETS: u32 = 30_000;
-/// Rounds of `--quick`.
-const QUICK_ROUNDS: usize = 3;
-
-/// Measures forwarding cost from pod to pod; needs root.
+/// The benchmark: kernel path, fast path and bare nodes side by side. Needs root.
 #[derive(Debug, Parser)]
-struct Options {
-    /// The agent, with the BPF programs in it.
-    #[arg(long, env = "FLANNEL_AGENT", value_name = "FILE")]
-    agent: PathBuf,
-    /// The packet generator's BPF object.
-    #[arg(long, env = "FLANNEL_GENERATOR_OBJECT", value_name = "FILE")]
-    generator_object: PathBuf,
-    /// How often everything is measured.
-    #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    rounds: u16,
-    /// Three rounds only, and less in each.
-    #[arg(long, conflicts_with = "rounds")]
-    quick: bool,
-    /// Packets of each run of the generator [default: 100000; with --quick 30000]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(WARM_UP)..))]
-    packets: Option<u32>,
-    /// Flows that take turns.
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WARM_UP)))]
-    flows: u16,
-    /// Services whose rules the nodes hold in the measurements with rules.
-    #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    services: u16,
-    /// The CPU that carries the packets [default: the last]
-    #[arg(long, value_name = "N")]
-    cpu: Option<usize>,
-    /// Only these measures.
-    #[arg(long = "measure", value_name = "NAME", value_delimiter = ',')]
-    measures: Vec<Name>,
-    /// Only this backend.
-    #[arg(long, value_name = "NAME")]
-    backend: Option<Backend>,
-    /// Also write everything that was measured to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    // Optional to clap, whose required arguments a subcommand would be asked for too.
+    #[command(flatten)]
+    run: Option<run::Options>,
 }
 
+/// What else it can do.
+#[derive(Debug, Subcommand)]
+enum Command {}
+
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    let cli = Cli::parse();
+    let done = match (cli.command, cli.run) {
+        (Some(command), _) => match command {},
+        (None, Some(options)) => run::run(&options),
+        (None, None) => unreachable!("clap asks for what is required"),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -81,107 +50,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn run(options: &Options) -> Result<bool> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("network namespaces and BPF need root");
-    }
-    lab::signals::tear_down_on_signals(lab::signals::exit_code)
-        .context("cannot install signal handlers")?;
-    let cpu = choose_cpu(options.cpu)?;
-    let agent = options
-        .agent
-        .canonicalize()
-        .with_context(|| format!("no agent {}", options.agent.display()))?;
-    // Before the measurements, which take minutes.
-    let json = match &options.json {
-        Some(path) => {
-            Some(File::create(path).with_context(|| format!("cannot create {}", path.display()))?)
-        }
-        None => None,
-    };
-    let means = Means {
-        agent: &agent,
-        object: &options.generator_object,
-        cpu,
-        other_cpu: usable_cpus()?.into_iter().find(|other| *other != cpu),
-    };
-    let effort = Effort {
-        rounds: if options.quick {
-            QUICK_ROUNDS
-        } else {
-            options.rounds.into()
-        },
-        packets: options.packets.unwrap_or(if options.quick {
-            QUICK_PACKETS
-        } else {
-            PACKETS
-        }),
-        flows: options.flows.into(),
-        quick: options.quick,
-    };
-    let names = Name::ALL.into_iter();
-    let names: Vec<_> = names
-        .filter(|name| options.measures.is_empty() || options.measures.contains(name))
-        .collect();
-    let mut report = Report::new(cpu, effort);
-    let start = Instant::now();
-    for setting in settings(options) {
-        let mut measures: Vec<Box<dyn Measure>> = names
-            .iter()
-            .map(|name| name.measure())
-            .filter(|measure| measure.applies(setting, &effort))
-            .collect();
-        let progress = |what: &str| {
-            eprintln!(
-                "{:4} s, {}, {} services: {what}",
-                start.elapsed().as_secs(),
-                setting.backend.name(),
-                setting.services
-            );
-        };
-        let outcomes = rounds::run(means, setting, effort, &mut measures, progress);
-        for (measure, outcomes) in measures.iter().zip(outcomes) {
-            report.add(setting, &**measure, outcomes);
-        }
-    }
-    report.compare(&Bounds::built_in());
-    print!("{}", report.text());
-    if let Some(file) = json {
-        serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
-    }
-    Ok(report.is_complete())
-}
-
-fn settings(options: &Options) -> Vec<Setting> {
-    let backends = [Backend::Vxlan, Backend::HostGw];
-    let chosen = backends
-        .into_iter()
-        .filter(|backend| options.backend.is_none_or(|only| only == *backend));
-    chosen
-        .flat_map(|backend| {
-            [usize::from(options.services), 0].map(|services| Setting { backend, services })
-        })
-        .collect()
-}
-
-/// The one that was asked for, or the last that this process may use.
-fn choose_cpu(asked: Option<usize>) -> Result<usize> {
-    let usable = usable_cpus()?;
-    match asked {
-        Some(cpu) if usable.contains(&cpu) => Ok(cpu),
-        Some(cpu) => bail!("--cpu={cpu}: this process may not use that CPU"),
-        None => usable
-            .last()
-            .copied()
-            .context("this process may use no CPU"),
-    }
-}
-
-fn usable_cpus() -> Result<Vec<usize>> {
-    let allowed =
-        rustix::thread::sched_getaffinity(None).context("cannot read the CPU affinity")?;
-    let cpus = 0..rustix::thread::CpuSet::MAX_CPU;
-    Ok(cpus.filter(|cpu| allowed.is_set(*cpu)).collect())
 }
