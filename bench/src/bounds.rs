@@ -1,8 +1,11 @@
 //! What the figures of `--fast-path=flow` are to be: `bounds.json`, and whether they are.
 
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::variants::Backend;
+use crate::{measure::Name, variants::Backend};
 
 /// What a figure is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +81,28 @@ impl Bounds {
         Self(serde_json::from_str(include_str!("bounds.json")).expect("a test reads the same file"))
     }
 
+    /// Those of another file.
+    ///
+    /// # Errors
+    /// If it cannot be read, is not such a file, or bounds what is not measured.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("--assert={shown}"))?;
+        let bounds: Vec<Bound> =
+            serde_json::from_str(&text).with_context(|| format!("--assert={shown}"))?;
+        let names = Name::ALL.map(|name| name.measure().name());
+        let unknown = bounds
+            .iter()
+            .find(|bound| !names.contains(&&*bound.measure));
+        if let Some(Bound { measure, .. }) = unknown {
+            bail!(
+                "--assert={shown}: measure = {measure:?}: not one of {}",
+                names.join(", ")
+            );
+        }
+        Ok(Self(bounds))
+    }
+
     /// The figures of a measure that are bounded, and by comparison with what.
     pub fn of<'a>(&'a self, measure: &'a str) -> impl Iterator<Item = (&'a str, Base)> {
         let bounds = self.0.iter().filter(move |bound| bound.measure == measure);
@@ -113,12 +138,28 @@ mod tests {
     fn the_file_is_understood_and_its_measures_exist() {
         let bounds = Bounds::built_in();
         assert!(!bounds.0.is_empty());
-        let names: Vec<_> = crate::measure::Name::ALL
-            .map(|name| name.measure().name())
-            .into();
+        let names: Vec<_> = Name::ALL.map(|name| name.measure().name()).into();
         for bound in &bounds.0 {
             assert!(names.contains(&&*bound.measure), "{bound:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_bounds_nothing_known_is_refused() {
+        let path = std::env::temp_dir().join(format!("bounds-{}.json", std::process::id()));
+        let refused = |text: &str| {
+            fs::write(&path, text).expect("a file of its own");
+            Bounds::read(&path).err().map(|error| format!("{error:#}"))
+        };
+        let unknown = r#"[{"measure":"speed","figure":"a","base":"kernel","vxlan":1,"host-gw":1}]"#;
+        let errors = [refused(unknown), refused("{"), refused("[]")];
+        fs::remove_file(&path).expect("the file");
+        assert!(
+            errors[0]
+                .as_ref()
+                .is_some_and(|error| error.contains("\"speed\""))
+        );
+        assert!(errors[1].is_some() && errors[2].is_none(), "{errors:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     netns::Netns,
     node::{Node, NodeConfig},
     process::Lifetime,
+    services::Form,
     signals,
     state::{self, LabId},
     underlay::{self, Segment, Underlay},
@@ -33,6 +34,8 @@ pub struct ClusterConfig {
     pub bridge_netfilter: bool,
     /// How many services' rules each node holds, as if kube-proxy ran there.
     pub services: usize,
+    /// In which form.
+    pub service_rules: Form,
     /// Whether the cluster goes with this process.
     pub lifetime: Lifetime,
     /// Told of each step of the start.
@@ -52,6 +55,7 @@ impl Default for ClusterConfig {
             underlay: Underlay::default(),
             bridge_netfilter: true,
             services: 0,
+            service_rules: Form::default(),
             lifetime: Lifetime::Bound,
             progress: None,
         }
@@ -77,6 +81,7 @@ pub(crate) struct Settings {
     pub(crate) underlay: Underlay,
     pub(crate) bridge_netfilter: bool,
     pub(crate) services: usize,
+    pub(crate) service_rules: Form,
     pub(crate) lifetime: Lifetime,
 }
 
@@ -169,6 +174,7 @@ impl Cluster {
             underlay: config.underlay,
             bridge_netfilter: config.bridge_netfilter,
             services: config.services,
+            service_rules: config.service_rules,
             lifetime: config.lifetime,
         };
         Ok(Self {

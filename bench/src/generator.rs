@@ -13,7 +13,10 @@ use std::{
 use aya::{
     Ebpf, EbpfError, TestRun, TestRunAttrs, TestRunOptions,
     maps::{Array, MapData, MapError, PerCpuArray},
-    programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, tc::TcAttachOptions},
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp,
+        tc::{SchedClassifierLinkId, TcAttachOptions},
+    },
 };
 use flannel_common::generator::{Headers, Plan};
 use lab::{Netns, error::IoContext};
@@ -21,18 +24,20 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::{
     meter::{Meter, Spent, Unit},
-    sockets,
+    packets, sockets,
 };
 
-/// Frames that the kernel makes before it lets them go on their way. Small, so that no backlog queue overflows and the
-/// caches hold what they hold under light traffic.
-const BATCH: u32 = 8;
+/// Frames that the kernel makes before it lets them go on their way, unless a measure asks for others. Small, so that no
+/// backlog queue overflows and the caches hold what they hold under light traffic.
+pub const BATCH: u32 = 8;
 
 /// How long the last packets of a run may be under way: `ksoftirqd` may have to get its turn first.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// The program that counts in a pod.
 const SINK: &str = "sink";
+/// The program that counts where the wire reaches a node.
+const WIRE_SINK: &str = "wire_sink";
 
 /// What can go wrong with the generator.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +120,9 @@ pub struct Generator {
     bpf: Ebpf,
     plan: Plan,
     frame: Vec<u8>,
+    batch: u32,
     cpu: usize,
+    wire_sink: Option<SchedClassifierLinkId>,
 }
 
 impl Generator {
@@ -133,7 +140,9 @@ impl Generator {
             bpf,
             plan,
             frame: vec![0; size_of::<Headers>() + payload],
+            batch: BATCH,
             cpu,
+            wire_sink: None,
         };
         generator.change(|_| ())?;
         let refused = |program| move |cause| program_failed("load", program, cause);
@@ -155,6 +164,16 @@ impl Generator {
             .map_err(|cause| map_failed("PLAN", cause))
     }
 
+    /// Makes packets with `payload` bytes behind the UDP header from now on, `batch` at a time.
+    ///
+    /// # Errors
+    /// If the kernel does not take the plan.
+    pub fn reshape(&mut self, payload: usize, batch: u32) -> Result<()> {
+        self.frame.resize(size_of::<Headers>() + payload, 0);
+        self.batch = batch;
+        self.change(|plan| packets::set_payload(plan, payload))
+    }
+
     /// What it makes and counts.
     pub fn plan(&self) -> Plan {
         self.plan
@@ -174,21 +193,38 @@ impl Generator {
             .map_err(|cause| program_failed("attach", SINK, cause))
     }
 
-    /// Puts a sink for all IPv4 at the ingress of a device, in front of all other programs.
+    /// Puts a sink for all IPv4 at the ingress of a device, in front of all other programs, until
+    /// [`Self::detach_wire_sink`].
     ///
     /// # Errors
     /// As for the other.
     pub fn attach_wire_sink(&mut self, at: Ingress<'_>) -> Result<()> {
-        let sink = self.classifier("wire_sink")?;
-        sink.load()
-            .map_err(|cause| program_failed("load", "wire_sink", cause))?;
+        let sink = self.classifier(WIRE_SINK)?;
+        match sink.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(cause) => return Err(program_failed("load", WIRE_SINK, cause)),
+        }
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let attached = at
             .netns
             .run(|| sink.attach_with_options(at.device, TcAttachType::Ingress, options))?;
-        attached
-            .map(drop)
-            .map_err(|cause| program_failed("attach", "wire_sink", cause))
+        self.wire_sink =
+            Some(attached.map_err(|cause| program_failed("attach", WIRE_SINK, cause))?);
+        Ok(())
+    }
+
+    /// Lets packets go on where the wire ends.
+    ///
+    /// # Errors
+    /// If the kernel does not let go.
+    pub fn detach_wire_sink(&mut self) -> Result<()> {
+        match self.wire_sink.take() {
+            None => Ok(()),
+            Some(link) => self
+                .classifier(WIRE_SINK)?
+                .detach(link)
+                .map_err(|cause| program_failed("detach", WIRE_SINK, cause)),
+        }
     }
 
     /// Makes packets, as if `at` had received them, and waits until they have arrived at the sink.
@@ -224,7 +260,7 @@ impl Generator {
             data_in: Some(&frame),
             ctx_in: Some(bytemuck::bytes_of(context)),
             repeat: packets,
-            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            attrs: TestRunAttrs::new().xdp_live_frames(self.batch),
             ..TestRunOptions::new()
         };
         self.xdp()?

@@ -8,6 +8,7 @@ mod measure;
 mod meter;
 mod packets;
 mod path;
+mod progress;
 mod report;
 mod rounds;
 mod run;

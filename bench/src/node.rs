@@ -116,7 +116,13 @@ impl Node {
             number,
             settings.underlay,
         )?;
-        services::install(&netns, &services::filler(settings.services))?;
+        if settings.services > 0 {
+            let proxy = services::Proxy {
+                form: settings.service_rules,
+                ..services::Proxy::default()
+            };
+            proxy.install(&netns, &services::filler(settings.services))?;
+        }
         let address = config.segment.address(number);
         let flanneld = match &config.role {
             Role::Agent(agent) => Flanneld::Agent(Agent::new(

@@ -11,7 +11,7 @@ use flannel_common::{
         udp::{self, Udp},
     },
 };
-use lab::{Node, Pod, process};
+use lab::{Netns, Node, Pod, process};
 use serde::Deserialize;
 
 use crate::testbed::{BRIDGE, Error, Result};
@@ -36,21 +36,19 @@ pub enum Way {
 
 /// Packets from a pod on `node` to another pod, as the first would send them. For answers `from` is who answers.
 pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Plan> {
-    let mut ip = Ipv4 {
+    let ip = Ipv4 {
         version_ihl: ipv4::VERSION_IHL,
-        total_len: Be16::new((ipv4::LEN + udp::LEN + PAYLOAD) as u16),
         ttl: TTL,
         protocol: ipv4::UDP,
         source: from.address().into(),
         destination: to.address().into(),
         ..Ipv4::default()
     };
-    ip.checksum = checksum::ipv4_header(&ip);
     let (source, destination) = match way {
         Way::There => (NEAR_PORT, FAR_PORT),
         Way::Back => (FAR_PORT, NEAR_PORT),
     };
-    Ok(Plan {
+    let mut plan = Plan {
         flows,
         answers: u16::from(way == Way::Back),
         subnets: 0,
@@ -65,18 +63,32 @@ pub fn udp(node: &Node, from: &Pod, to: &Pod, way: Way, flows: u32) -> Result<Pl
             udp: Udp {
                 source: Be16::new(source),
                 destination: Be16::new(destination),
-                len: Be16::new((udp::LEN + PAYLOAD) as u16),
-                checksum: Be16::default(),
+                ..Udp::default()
             },
         },
-    })
+    };
+    set_payload(&mut plan, PAYLOAD);
+    Ok(plan)
+}
+
+/// Gives packets so many bytes behind the UDP header.
+pub fn set_payload(plan: &mut Plan, payload: usize) {
+    let headers = &mut plan.headers;
+    headers.udp.len = Be16::new((udp::LEN + payload) as u16);
+    headers.ip.total_len = Be16::new((ipv4::LEN + udp::LEN + payload) as u16);
+    seal(headers);
+}
+
+/// Sums up what has been written. The payload is zeros.
+fn seal(headers: &mut Headers) {
+    headers.ip.checksum = checksum::ipv4_header(&headers.ip);
+    headers.udp.checksum = checksum::udp_of_zeros(&headers.ip, &headers.udp);
 }
 
 /// Sends packets elsewhere.
 pub fn send_to(plan: &mut Plan, address: u32) {
-    let ip = &mut plan.headers.ip;
-    ip.destination = Be32::new(address);
-    ip.checksum = checksum::ipv4_header(ip);
+    plan.headers.ip.destination = Be32::new(address);
+    seal(&mut plan.headers);
 }
 
 /// Makes packets those of flows that nobody answers.
@@ -84,6 +96,7 @@ pub fn one_way(plan: &mut Plan) {
     /// Beside the ports of the others.
     const PORT: u16 = NEAR_PORT + PORTS as u16;
     plan.headers.udp.source = Be16::new(PORT);
+    seal(&mut plan.headers);
 }
 
 /// Makes packets echo requests (RFC 792), all of one sequence. That header has the length of UDP's.
@@ -105,24 +118,32 @@ pub fn echo_request(plan: &mut Plan) {
     };
 }
 
+/// What `ip` says of a device.
+#[derive(Deserialize)]
+struct Link {
+    address: String,
+    mtu: u16,
+}
+
+/// The largest packet that a device takes, in bytes.
+pub fn mtu(netns: &Netns, device: &str) -> Result<u16> {
+    Ok(link(netns, device)?.mtu)
+}
+
 fn bridge_mac(node: &Node) -> Result<String> {
-    #[derive(Deserialize)]
-    struct Link {
-        address: String,
-    }
-    let text = process::run(
-        Some(node.netns()),
-        "ip",
-        &["-json", "link", "show", "dev", BRIDGE],
-    )?;
+    Ok(link(node.netns(), BRIDGE)?.address)
+}
+
+fn link(netns: &Netns, device: &str) -> Result<Link> {
+    let arguments = ["-json", "link", "show", "dev", device];
+    let text = process::run(Some(netns), "ip", &arguments)?;
     let links: Vec<Link> = serde_json::from_str(&text).unwrap_or_default();
     let link = links.into_iter().next();
-    link.map(|link| link.address)
-        .ok_or_else(|| Error::Unexpected {
-            what: "the answer of ip link show",
-            value: text,
-            expected: "a list with one link",
-        })
+    link.ok_or_else(|| Error::Unexpected {
+        what: "the answer of ip link show",
+        value: text,
+        expected: "a list with one link",
+    })
 }
 
 fn parse_mac(text: &str) -> Result<Mac> {
@@ -160,10 +181,12 @@ mod tests {
         const VALID: u32 = 0xffff;
         let mut plan = Plan::default();
         plan.headers.ip.source = Be32::new(0x0a05_0102);
+        send_to(&mut plan, 0x0a05_0203);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
+        set_payload(&mut plan, 512);
+        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
         echo_request(&mut plan);
         assert_eq!(sum(bytemuck::bytes_of(&plan.headers.udp)), VALID);
-        assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
-        send_to(&mut plan, 0x0a05_0203);
         assert_eq!(sum(bytemuck::bytes_of(&plan.headers.ip)), VALID);
     }
 

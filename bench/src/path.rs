@@ -35,10 +35,11 @@ impl Reading {
         Ok(Self([status(1)?, status(2)?]))
     }
 
-    /// Fails unless BPF carried what was expected since `before`.
-    pub fn check(&self, before: &Self, expected: Expected) -> Result<()> {
+    /// Fails unless BPF carried what was expected since `before`: out of the first node, and into the second.
+    pub fn check(&self, before: &Self, expected: [Expected; 2]) -> Result<()> {
         let [first, second] = self.since(before);
-        if expected.holds(first.fast_egress) && expected.holds(second.fast_ingress) {
+        let [out, inward] = expected;
+        if out.holds(first.fast_egress) && inward.holds(second.fast_ingress) {
             return Ok(());
         }
         let why = |status: &Status, counted: &Counters| match &status.fast_path.reason {
@@ -84,7 +85,9 @@ mod tests {
         let before = reading(5, 7);
         let is_ok = |egress, ingress, number| {
             let expected = Expected::Exactly(number);
-            reading(egress, ingress).check(&before, expected).is_ok()
+            reading(egress, ingress)
+                .check(&before, [expected; 2])
+                .is_ok()
         };
         assert!(is_ok(105, 107, 100));
         assert!(!is_ok(105, 106, 100));
@@ -98,8 +101,8 @@ mod tests {
     fn at_least_is_asked_of_both_nodes() {
         let before = reading(0, 0);
         let expected = Expected::AtLeast(10);
-        assert!(reading(10, 11).check(&before, expected).is_ok());
-        assert!(reading(9, 11).check(&before, expected).is_err());
-        assert!(reading(11, 9).check(&before, expected).is_err());
+        assert!(reading(10, 11).check(&before, [expected; 2]).is_ok());
+        assert!(reading(9, 11).check(&before, [expected; 2]).is_err());
+        assert!(reading(11, 9).check(&before, [expected; 2]).is_err());
     }
 }

@@ -156,6 +156,7 @@ impl Report {
                 other.measure == measure
                     && other.setting.backend == setting.backend
                     && other.setting.services == 0
+                    && setting.is_usual()
                     && setting.services > 0
             });
             let own = before
@@ -170,10 +171,8 @@ impl Report {
                 let compared = bases.into_iter().filter_map(|(base, table, carrier)| {
                     let wanted = match row.carrier {
                         Carrier::Flow => true,
-                        Carrier::KernelAgain | Carrier::Subnet | Carrier::Native => {
-                            base == Base::Kernel
-                        }
                         Carrier::Kernel | Carrier::Generator => false,
+                        _ => base == Base::Kernel,
                     };
                     let other = table.filter(|_| wanted)?.row(&row.figure, carrier)?;
                     let floor = own?.row(&row.figure, Carrier::Generator);
@@ -212,6 +211,48 @@ impl Report {
         }
     }
 
+    /// The bounded figures that miss their bound, in words.
+    pub fn missed(&self) -> Vec<String> {
+        let judged = self.judged();
+        judged
+            .filter(|(_, _, comparison)| comparison.verdict.is_some_and(|verdict| !verdict.met))
+            .map(|(table, row, comparison)| {
+                let backend = table.setting.backend.name();
+                let base = comparison.base.name();
+                let value = comparison.summary.median;
+                let limit = comparison.verdict.map_or(0.0, |verdict| verdict.limit);
+                let Row { figure, .. } = row;
+                format!(
+                    "{}, {backend}: {figure} to {base}: {value:.3}, not {limit}",
+                    table.measure
+                )
+            })
+            .collect()
+    }
+
+    /// How many figures are bounded.
+    pub fn bounded(&self) -> usize {
+        self.judged().count()
+    }
+
+    fn judged(&self) -> impl Iterator<Item = (&Table, &Row, &Comparison)> {
+        let rows = self
+            .tables
+            .iter()
+            .flat_map(|table| table.rows.iter().map(move |row| (table, row)));
+        rows.flat_map(|(table, row)| {
+            let comparisons = row.comparisons.iter();
+            comparisons.map(move |comparison| (table, row, comparison))
+        })
+        .filter(|(_, _, comparison)| comparison.verdict.is_some())
+    }
+
+    /// Whether cost is counted in cycles, which repeat, and not in time.
+    pub fn counts_cycles(&self) -> bool {
+        let mut rows = self.tables.iter().flat_map(|table| &table.rows);
+        rows.any(|row| row.unit == Unit::Cycles)
+    }
+
     /// Whether every measure has its numbers.
     pub fn is_complete(&self) -> bool {
         !self.tables.is_empty() && self.tables.iter().all(|table| table.errors.is_empty())
@@ -221,7 +262,7 @@ impl Report {
 impl Table {
     /// Whether bounds are for this setting: for nodes as they are, with rules. Nodes are not counted by rules.
     fn is_bounded(&self) -> bool {
-        self.setting.services > 0 || self.measure == "scale-nodes"
+        (self.setting.services > 0 && self.setting.is_usual()) || self.measure == "scale-nodes"
     }
 
     /// Whether there is one carrier only.

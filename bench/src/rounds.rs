@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     measure::{Context, Effort, Figure, Measure, Unit},
+    progress::Progress,
     testbed::{Error, Means, Result, Testbed},
     variants::{Carrier, Setting},
 };
@@ -59,12 +60,13 @@ pub fn run(
     setting: Setting,
     effort: Effort,
     measures: &mut [Box<dyn Measure>],
-    progress: impl Fn(&str),
+    progress: &mut Progress,
 ) -> Vec<Vec<(Carrier, Outcome)>> {
     let mut outcomes: Vec<Vec<(Carrier, Outcome)>> = measures
         .iter()
         .map(|measure| {
             let carriers = measure.carriers().iter();
+            let carriers = carriers.filter(|carrier| carrier.applies(setting));
             carriers.map(|carrier| (*carrier, Ok(Vec::new()))).collect()
         })
         .collect();
@@ -81,12 +83,16 @@ pub fn run(
             if round + measure.rounds(&effort) < effort.rounds {
                 continue;
             }
-            progress(&format!(
-                "round {} of {}, {}",
-                round + 1,
-                effort.rounds,
-                measure.name()
-            ));
+            progress.begin(measure.name(), || {
+                format!(
+                    "{}, {}: round {} of {}, {}",
+                    setting.backend.name(),
+                    setting.label(),
+                    round + 1,
+                    effort.rounds,
+                    measure.name()
+                )
+            });
             let carriers = outcomes.len();
             for turn in 0..carriers {
                 let (carrier, outcome) = &mut outcomes[(turn + round) % carriers];

@@ -5,14 +5,15 @@ mod send;
 use std::{net::Ipv4Addr, path::Path};
 
 use lab::{
-    AgentConfig, Cluster, ClusterConfig, Netns, Node, NodeConfig, process, traffic::Host, underlay,
+    AgentConfig, Cluster, ClusterConfig, Netns, Node, NodeConfig, process, services::Form,
+    traffic::Host, underlay,
 };
 
 use crate::{
     generator::{self, Generator, Ingress},
     packets::{self, Way},
     path::{Expected, Reading},
-    variants::{Carrier, Setting},
+    variants::{Backend, Carrier, Rules, Setting},
 };
 use send::{Flows, Lane};
 pub use send::{Pace, STREAM_AGE, STREAM_KEPT, WARM_UP};
@@ -67,8 +68,8 @@ pub enum Error {
         egress: u64,
         /// Counted by the second node's agent.
         ingress: u64,
-        /// What both should be.
-        expected: Expected,
+        /// What each should be.
+        expected: [Expected; 2],
         /// What the agents say about it.
         detail: String,
     },
@@ -155,11 +156,17 @@ impl Testbed {
         special: &Special<'_>,
     ) -> Result<Self> {
         let with_rules = setting.services > 0;
+        let service_rules = match setting.rules {
+            Rules::Iptables => Form::Iptables,
+            Rules::Nftables => Form::Nftables,
+        };
         let Some(mode) = carrier.mode() else {
             return Self::start_native();
         };
         let mut agent = AgentConfig::new(means.agent).with_fast_path(mode);
         agent.ip_masq = with_rules;
+        let tier = carrier.arguments().iter().copied().map(str::to_owned);
+        agent.arguments.extend(tier);
         agent
             .arguments
             .push(format!("--iptables-forward-rules={with_rules}"));
@@ -173,8 +180,9 @@ impl Testbed {
                 r#"{{"Network":"{}","SubnetLen":{},"Backend":{{"Type":"{backend}"}}}}"#,
                 special.network.0, special.network.1
             ),
-            bridge_netfilter: with_rules,
+            bridge_netfilter: setting.bridge_netfilter,
             services: setting.services,
+            service_rules,
             ..ClusterConfig::default()
         })?;
         for node in cluster.nodes() {
@@ -207,6 +215,9 @@ impl Testbed {
             })
         };
         let lanes = vec![lane(0, 1, Way::There)?, lane(1, 0, Way::Back)?];
+        for pod in &pods {
+            check_mtu(pod.netns(), setting.backend)?;
+        }
         let ends = pods.map(|pod| End {
             netns: pod.netns().clone(),
             address: pod.address(),
@@ -265,6 +276,18 @@ impl Testbed {
         expected: Expected,
         work: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
+        self.watch_each([expected; 2], work)
+    }
+
+    /// The same, with what each node is to carry.
+    ///
+    /// # Errors
+    /// As for the other.
+    fn watch_each<T>(
+        &mut self,
+        expected: [Expected; 2],
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         if self.carrier == Carrier::Native {
             return work(self);
         }
@@ -273,6 +296,22 @@ impl Testbed {
         Reading::take(&self.cluster)?.check(&before, expected)?;
         Ok(done)
     }
+}
+
+/// Fails unless a pod's packets are as large as they are with every other carrier.
+fn check_mtu(pod: &Netns, backend: Backend) -> Result<()> {
+    let (mtu, expected) = (packets::mtu(pod, POD_DEVICE)?, backend.mtu());
+    if mtu == expected {
+        return Ok(());
+    }
+    Err(Error::Unexpected {
+        what: "a pod's MTU",
+        value: mtu.to_string(),
+        expected: match backend {
+            Backend::Vxlan => "the wire's less the tunnel",
+            Backend::HostGw => "the wire's",
+        },
+    })
 }
 
 /// Removes all netfilter rules and chains of a node, so that its packets do not even meet conntrack. Without the agent's
@@ -286,7 +325,7 @@ fn remove_rules(node: &Node, carrier: Carrier) -> Result<()> {
         ct state established accept\n\
         }\n}\n";
     process::run(Some(node.netns()), "nft", &["flush", "ruleset"])?;
-    if carrier == Carrier::Flow {
+    if carrier.asks_the_kernel() {
         process::run_with_input(Some(node.netns()), "nft", &["-f", "-"], TRACK)?;
     }
     Ok(())

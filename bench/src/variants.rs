@@ -20,6 +20,35 @@ impl Backend {
             Self::HostGw => "host-gw",
         }
     }
+
+    /// The largest packet of a pod, in bytes, on a wire as Ethernet's.
+    pub fn mtu(self) -> u16 {
+        match self {
+            Self::Vxlan => 1450,
+            Self::HostGw => 1500,
+        }
+    }
+}
+
+/// In which form nodes hold the rules of services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rules {
+    /// As kube-proxy writes them for iptables.
+    #[default]
+    Iptables,
+    /// As it writes them for nftables.
+    Nftables,
+}
+
+impl Rules {
+    /// What the report calls them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
 }
 
 /// What all clusters that are compared have in common.
@@ -29,6 +58,45 @@ pub struct Setting {
     pub backend: Backend,
     /// Services whose rules each node holds; with none there is no bridge netfilter and no rule of flannel's either.
     pub services: usize,
+    /// The form of those rules.
+    pub rules: Rules,
+    /// Whether bridged packets meet iptables, as Kubernetes wants it.
+    pub bridge_netfilter: bool,
+}
+
+impl Setting {
+    /// Nodes as they mostly are: rules for iptables, and bridge netfilter where there are any.
+    pub fn usual(backend: Backend, services: usize) -> Self {
+        Self {
+            backend,
+            services,
+            rules: Rules::default(),
+            bridge_netfilter: services > 0,
+        }
+    }
+
+    /// Whether nodes are as [`Self::usual`] has them.
+    pub fn is_usual(self) -> bool {
+        self == Self::usual(self.backend, self.services)
+    }
+
+    /// What the report calls it, beside the backend.
+    pub fn label(self) -> String {
+        let Self {
+            services,
+            rules,
+            bridge_netfilter,
+            ..
+        } = self;
+        if self.is_usual() {
+            return format!("{services} services");
+        }
+        let bridge = if bridge_netfilter { "on" } else { "off" };
+        format!(
+            "{services} services by {}, bridge netfilter {bridge}",
+            rules.name()
+        )
+    }
 }
 
 /// How packets travel.
@@ -43,6 +111,14 @@ pub enum Carrier {
     Subnet,
     /// By BPF, what the kernel has permitted: `--fast-path=flow`. As shipped.
     Flow,
+    /// As `Flow`, but what arrives is decapsulated by the kernel: `--fast-path-ingress=vtep`.
+    Vtep,
+    /// As `Flow`, but what leaves is encapsulated by the kernel: `--fast-path-egress=assist`.
+    Assist,
+    /// As `Flow`, but what pods send is taken up at the bridge: `--fast-path-pods=bridge`.
+    Bridge,
+    /// As `Flow`, but decapsulated before the kernel makes a packet of it: `--fast-path-ingress=xdp`.
+    Xdp,
     /// By the kernel from node to node, without pods and without a rule.
     Native,
     /// Nowhere: the sink takes them where they are made. Part of every other number that the generator makes.
@@ -57,6 +133,10 @@ impl Carrier {
             Self::KernelAgain => "kernel again",
             Self::Subnet => "fast path, subnet",
             Self::Flow => "fast path, flow",
+            Self::Vtep => "flow, vtep",
+            Self::Assist => "flow, assist",
+            Self::Bridge => "flow, bridge",
+            Self::Xdp => "flow, xdp",
             Self::Native => "native host",
             Self::Generator => "generator alone",
         }
@@ -75,13 +155,44 @@ impl Carrier {
         match self {
             Self::Kernel | Self::KernelAgain | Self::Generator => Some("off"),
             Self::Subnet => Some("subnet"),
-            Self::Flow => Some("flow"),
+            Self::Flow | Self::Vtep | Self::Assist | Self::Bridge | Self::Xdp => Some("flow"),
             Self::Native => None,
+        }
+    }
+
+    /// What the agent is told beside that.
+    pub fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Vtep => &["--fast-path-ingress=vtep"],
+            Self::Assist => &["--fast-path-egress=assist"],
+            Self::Bridge => &["--fast-path-pods=bridge"],
+            Self::Xdp => &["--fast-path-ingress=xdp"],
+            _ => &[],
         }
     }
 
     /// Whether BPF is to carry what may be fast.
     pub fn is_fast(self) -> bool {
-        matches!(self, Self::Subnet | Self::Flow)
+        self == Self::Subnet || self.asks_the_kernel()
+    }
+
+    /// Whether flows must be permitted before.
+    pub fn asks_the_kernel(self) -> bool {
+        self.mode() == Some("flow")
+    }
+
+    /// Whether it is one of the hooks that are used on request, or where a kernel lacks the others.
+    pub fn is_tier(self) -> bool {
+        !self.arguments().is_empty()
+    }
+
+    /// Whether it says anything in a setting that is worth its time.
+    pub fn applies(self, setting: Setting) -> bool {
+        match self {
+            Self::Vtep | Self::Assist | Self::Xdp if setting.backend == Backend::HostGw => false,
+            _ if self.is_tier() => setting.is_usual() && setting.services > 0,
+            Self::Subnet | Self::Native => setting.is_usual(),
+            _ => true,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::cast;
 
-use crate::wire::{Be16, ipv4::Ipv4};
+use crate::wire::{Be16, ipv4::Ipv4, udp::Udp};
 
 /// The ones' complement sum of 16-bit words, folded. Sums do not depend on byte order.
 #[inline(always)]
@@ -26,6 +26,20 @@ pub fn ipv4_header(header: &Ipv4) -> Be16 {
         index += 1;
     }
     Be16::from_raw(!fold(sum))
+}
+
+/// The checksum of a datagram (RFC 768) whose payload is all zeros, computed with its checksum field taken as zero.
+pub fn udp_of_zeros(ip: &Ipv4, udp: &Udp) -> Be16 {
+    let addresses: [u16; 4] = cast([{ ip.source }, { ip.destination }]);
+    let pseudo = [Be16::new(u16::from(ip.protocol)).raw(), udp.len.raw()];
+    let header = [udp.source.raw(), udp.destination.raw(), udp.len.raw()];
+    let words = addresses.iter().chain(&pseudo).chain(&header);
+    let sum = words.fold(0, |sum, word| sum + u32::from(*word));
+    // Zero means that there is none; the other zero means it.
+    match !fold(sum) {
+        0 => Be16::from_raw(u16::MAX),
+        checksum => Be16::from_raw(checksum),
+    }
 }
 
 /// A checksum after one 16-bit word that it covers has changed (RFC 1624, equation 3).

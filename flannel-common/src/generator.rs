@@ -15,7 +15,7 @@ pub struct Headers {
     pub ethernet: Ethernet,
     /// From the pod to the other pod.
     pub ip: Ipv4,
-    /// Its ports are those of the first flow. Without checksum, since the ports vary.
+    /// Its ports are those of the first flow. A checksum of zero stays zero.
     pub udp: Udp,
 }
 
@@ -52,6 +52,24 @@ impl Plan {
             [add(udp.source, near), add(udp.destination, far)]
         } else {
             [add(udp.source, far), add(udp.destination, near)]
+        }
+    }
+
+    /// The UDP header of a flow's packets.
+    #[inline(always)]
+    pub fn udp(&self, flow: u32) -> Udp {
+        let [source, destination] = self.ports(flow);
+        let first = &self.headers.udp;
+        let mut checksum = first.checksum;
+        if checksum.raw() != 0 {
+            checksum = checksum::replace(checksum, first.source, source);
+            checksum = checksum::replace(checksum, first.destination, destination);
+        }
+        Udp {
+            source,
+            destination,
+            checksum,
+            ..*first
         }
     }
 
@@ -101,6 +119,22 @@ mod tests {
         plan.headers.udp.source = Be16::new(source);
         plan.headers.udp.destination = Be16::new(destination);
         plan
+    }
+
+    #[test]
+    fn datagrams_keep_their_checksums() {
+        let mut plan = plan(0, 10_000, 9);
+        plan.headers.ip.source = Be32::new(0x0a05_0102);
+        plan.headers.udp.len = Be16::new(72);
+        plan.headers.udp.checksum = checksum::udp_of_zeros(&plan.headers.ip, &plan.headers.udp);
+        for flow in [0, 1, PORTS - 1, PORTS, FLOWS - 1] {
+            let udp = plan.udp(flow);
+            assert_eq!(
+                udp.checksum,
+                checksum::udp_of_zeros(&plan.headers.ip, &udp),
+                "{flow}"
+            );
+        }
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub struct Effort {
     pub flows: u32,
     /// Less of everything.
     pub quick: bool,
+    /// More kinds of everything.
+    pub full: bool,
 }
 
 /// What a measure works with.
@@ -147,6 +149,10 @@ pub trait Measure {
     /// Whether it says anything in this setting that is worth its time.
     fn applies(&self, setting: Setting, effort: &Effort) -> bool {
         setting.services > 0 || !effort.quick
+    }
+    /// Whether it is measured under rules of other kinds and numbers too.
+    fn depends_on_rules(&self) -> bool {
+        false
     }
     /// In how many of the rounds, the last ones.
     fn rounds(&self, effort: &Effort) -> usize {

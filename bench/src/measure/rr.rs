@@ -49,7 +49,7 @@ impl Flows {
             used: Instant::now(),
         };
         sockets::round_trips(&flows.udp, 1, cpus)?;
-        if bed.carrier() == Carrier::Flow {
+        if bed.carrier().asks_the_kernel() {
             thread::sleep(STREAM_AGE);
         }
         flows.used = Instant::now();

@@ -28,6 +28,10 @@ impl Measure for Slow {
         &[Carrier::Kernel, Carrier::KernelAgain, Carrier::Flow]
     }
 
+    fn depends_on_rules(&self) -> bool {
+        true
+    }
+
     fn run(&mut self, context: &mut Context<'_, '_>, carrier: Carrier) -> Result<Vec<Figure>> {
         let packets = packets(&context.effort);
         let flows = context.effort.flows;

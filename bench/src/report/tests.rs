@@ -8,6 +8,7 @@ const EFFORT: Effort = Effort {
     packets: 10,
     flows: 1,
     quick: false,
+    full: false,
 };
 
 fn series(samples: [f64; 2]) -> Outcome {
@@ -22,10 +23,7 @@ fn series(samples: [f64; 2]) -> Outcome {
 fn report(tables: Vec<(usize, Vec<(Carrier, Outcome)>)>) -> Report {
     let mut report = Report::new(0, EFFORT);
     for (services, outcomes) in tables {
-        let setting = Setting {
-            backend: Backend::Vxlan,
-            services,
-        };
+        let setting = Setting::usual(Backend::Vxlan, services);
         report.add(setting, &*Name::Forward.measure(), outcomes);
     }
     report.compare(&Bounds::built_in());

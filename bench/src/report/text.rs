@@ -17,7 +17,7 @@ impl Report {
              BOUND: what --fast-path=flow is to reach (goal in brackets). No hardware counters: ns of CPU time.\n",
             self.effort.rounds, self.cpu, self.cpu_model, self.kernel
         );
-        if self.uses(Unit::Cycles) {
+        if self.counts_cycles() {
             text = text.replace(
                 "No hardware counters: ns of CPU time.",
                 "Cost in hardware cycles.",
@@ -26,15 +26,8 @@ impl Report {
         for table in &self.tables {
             table.write(&mut text);
         }
-        let verdicts: Vec<Verdict> = self
-            .tables
-            .iter()
-            .flat_map(|table| &table.rows)
-            .flat_map(|row| &row.comparisons)
-            .filter_map(|comparison| comparison.verdict)
-            .collect();
-        let met = verdicts.iter().filter(|verdict| verdict.met).count();
-        let _ = writeln!(text, "\n{met} of {} bounds met", verdicts.len());
+        let (bounded, missed) = (self.bounded(), self.missed().len());
+        let _ = writeln!(text, "\n{} of {bounded} bounds met", bounded - missed);
         for table in &self.tables {
             for figure in &table.unmeasured {
                 let backend = table.setting.backend.name();
@@ -43,21 +36,16 @@ impl Report {
         }
         text
     }
-
-    fn uses(&self, unit: Unit) -> bool {
-        let mut rows = self.tables.iter().flat_map(|table| &table.rows);
-        rows.any(|row| row.unit == unit)
-    }
 }
 
 impl Table {
     fn write(&self, text: &mut String) {
         let _ = writeln!(
             text,
-            "\n{}: {}, {} services. {}",
+            "\n{}: {}, {}. {}",
             self.measure,
             self.setting.backend.name(),
-            self.setting.services,
+            self.setting.label(),
             self.title
         );
         let _ = writeln!(

@@ -14,7 +14,6 @@ use crate::{
     generator::{Generator, Ingress, Run},
     packets::{self, Way},
     path::Expected,
-    variants::Carrier,
 };
 
 /// How often each of many destinations is sent to beforehand, on average.
@@ -99,6 +98,39 @@ impl Testbed {
         let run = self.watch(expected, |bed| bed.lane(Way::There).run(packets))?;
         self.flows.used = Some(Instant::now());
         Ok(run)
+    }
+
+    /// Sends packets of permitted flows as far as the wire reaches the second node.
+    ///
+    /// # Errors
+    /// As for [`Testbed::send`].
+    pub fn send_out(&mut self, flows: u32, packets: u32) -> Result<Run> {
+        self.prime(flows, Duration::ZERO)?;
+        self.warm_up()?;
+        let netns = self.cluster.node(2).netns().clone();
+        let at = Ingress {
+            netns: &netns,
+            device: WIRE,
+        };
+        self.lane(Way::There).generator.attach_wire_sink(at)?;
+        let expected = [self.all_of(packets), Expected::Exactly(0)];
+        let send =
+            |bed: &mut Self| bed.watch_each(expected, |bed| bed.lane(Way::There).run(packets));
+        // Whatever else comes along the wire counts too, so a few tries.
+        let run = retry(|| send(self));
+        self.lane(Way::There).generator.detach_wire_sink()?;
+        run
+    }
+
+    /// Makes packets of another size, and so many at a time, from now on.
+    ///
+    /// # Errors
+    /// If the kernel does not take the plan.
+    pub fn reshape(&mut self, payload: usize, batch: u32) -> Result<()> {
+        for lane in &mut self.lanes {
+            lane.generator.reshape(payload, batch)?;
+        }
+        Ok(())
     }
 
     /// Sends packets of permitted flows again and again, each flow equally often; what each window cost.
@@ -223,7 +255,7 @@ impl Testbed {
         }
         self.set_flows(flows)?;
         self.exchange()?;
-        if self.carrier == Carrier::Flow {
+        if self.carrier.asks_the_kernel() {
             thread::sleep(STREAM_AGE);
             retry(|| self.lane(Way::Back).run(flows))?;
             let slices = if flows < SLICES { 1 } else { SLICES };

@@ -15,7 +15,7 @@ mod programs {
     use aya_ebpf::maps::{Array, PerCpuArray};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use flannel_common::generator::{Headers, Plan};
-    use flannel_common::wire::{ethernet, udp::Udp};
+    use flannel_common::wire::ethernet;
 
     /// What to generate.
     #[map]
@@ -48,7 +48,7 @@ mod programs {
             *next = if *next + 1 < plan.flows { *next + 1 } else { 0 };
             *next
         };
-        let [source, destination] = plan.ports(flow);
+        let udp = plan.udp(flow);
         let ip = if plan.subnets > 0 {
             // SAFETY: no pointer is involved.
             plan.ip(unsafe { bpf_get_prandom_u32() })
@@ -60,11 +60,7 @@ mod programs {
         unsafe {
             (&raw mut (*headers).ethernet).write(plan.headers.ethernet);
             (&raw mut (*headers).ip).write(ip);
-            (&raw mut (*headers).udp).write(Udp {
-                source,
-                destination,
-                ..plan.headers.udp
-            });
+            (&raw mut (*headers).udp).write(udp);
         }
         Some(())
     }
