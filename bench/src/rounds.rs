@@ -66,7 +66,8 @@ pub fn run(
         .iter()
         .map(|measure| {
             let carriers = measure.carriers().iter();
-            let carriers = carriers.filter(|carrier| carrier.applies(setting));
+            let carriers = carriers
+                .filter(|carrier| carrier.applies(setting) && !(effort.quick && carrier.is_tier()));
             carriers.map(|carrier| (*carrier, Ok(Vec::new()))).collect()
         })
         .collect();

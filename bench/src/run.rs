@@ -117,7 +117,10 @@ pub fn run(options: &Options) -> Result<bool> {
     };
     let names = Name::ALL.into_iter();
     let names: Vec<_> = names
-        .filter(|name| options.measures.is_empty() || options.measures.contains(name))
+        .filter(|name| match &options.measures[..] {
+            [] => !options.quick || name.measure().is_quick(),
+            chosen => chosen.contains(name),
+        })
         .collect();
     let mut report = Report::new(cpu, effort);
     let usual = usual_settings(options);

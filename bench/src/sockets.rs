@@ -1,6 +1,6 @@
 //! Sockets of both ends of flows, and threads that use them, each on the CPU that it is told.
 //!
-//! One byte each way and blocking calls: what is between the sockets should be as much as possible of what is measured.
+//! Blocking calls, and one byte each way unless more is asked for: what is between the sockets should be as much as possible of what is measured.
 
 use std::{
     io,
@@ -174,11 +174,17 @@ fn connect(to: SocketAddr, transport: Transport) -> io::Result<Client> {
     }
 }
 
-/// One after the other, `count` requests in each flow, all flows at the same time; the times of all.
+/// One after the other, `count` requests and answers of `bytes` bytes in each flow, all flows at the same time; the times
+/// of all.
 ///
 /// # Errors
 /// If an answer is missing.
-pub fn round_trips(pairs: &[Pair], count: usize, cpus: Cpus) -> Result<Vec<Duration>> {
+pub fn round_trips(
+    pairs: &[Pair],
+    count: usize,
+    bytes: usize,
+    cpus: Cpus,
+) -> Result<Vec<Duration>> {
     let start = Barrier::new(2 * pairs.len());
     let times = thread::scope(|scope| {
         let start = &start;
@@ -189,14 +195,14 @@ pub fn round_trips(pairs: &[Pair], count: usize, cpus: Cpus) -> Result<Vec<Durat
                     let pinned = pin(cpus.server);
                     start.wait();
                     pinned?;
-                    serve(&pair.server, count).context("answer", "request")?;
+                    serve(&pair.server, count, bytes).context("answer", "request")?;
                     lab::Result::Ok(Vec::new())
                 });
                 let client = scope.spawn(move || {
                     let pinned = pin(cpus.client);
                     start.wait();
                     pinned?;
-                    ask(&pair.client, count).context("wait for answer to", "request")
+                    ask(&pair.client, count, bytes).context("wait for answer to", "request")
                 });
                 [client, server]
             })
@@ -213,29 +219,36 @@ pub fn round_trips(pairs: &[Pair], count: usize, cpus: Cpus) -> Result<Vec<Durat
     Ok(times.concat())
 }
 
-fn serve(socket: &OwnedFd, count: usize) -> rustix::io::Result<()> {
+fn serve(socket: &OwnedFd, count: usize, bytes: usize) -> rustix::io::Result<()> {
+    let mut buffer = vec![0; bytes];
     (0..count).try_for_each(|_| {
-        receive(socket)?;
-        send(socket, &[0], SendFlags::NOSIGNAL).map(drop)
+        receive(socket, &mut buffer)?;
+        send(socket, &buffer, SendFlags::NOSIGNAL).map(drop)
     })
 }
 
-fn ask(socket: &OwnedFd, count: usize) -> rustix::io::Result<Vec<Duration>> {
+fn ask(socket: &OwnedFd, count: usize, bytes: usize) -> rustix::io::Result<Vec<Duration>> {
+    let mut buffer = vec![0; bytes];
     (0..count)
         .map(|_| {
             let start = Instant::now();
-            send(socket, &[0], SendFlags::NOSIGNAL)?;
-            receive(socket)?;
+            send(socket, &buffer, SendFlags::NOSIGNAL)?;
+            receive(socket, &mut buffer)?;
             Ok(start.elapsed())
         })
         .collect()
 }
 
-fn receive(socket: &OwnedFd) -> rustix::io::Result<()> {
-    let (_, length) = recv(socket, &mut [0; 1], RecvFlags::empty())?;
-    if length == 0 {
-        // The other thread has failed, and says why.
-        return Err(rustix::io::Errno::CONNRESET);
+/// All that fits into the buffer: a stream may bring it in parts.
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<()> {
+    let mut received = 0;
+    while received < buffer.len() {
+        let (_, length) = recv(socket, &mut buffer[received..], RecvFlags::empty())?;
+        if length == 0 {
+            // The other thread has failed, and says why.
+            return Err(rustix::io::Errno::CONNRESET);
+        }
+        received += length;
     }
     Ok(())
 }

@@ -36,6 +36,9 @@ pub enum Unit {
     Count,
     /// Hundredths.
     Percent,
+    /// Events in a second: the more the better.
+    #[serde(rename = "1/s")]
+    PerSecond,
 }
 
 impl Unit {
@@ -48,6 +51,7 @@ impl Unit {
             Self::Instructions => "instr",
             Self::Count => "count",
             Self::Percent => "%",
+            Self::PerSecond => "1/s",
         }
     }
 }
@@ -149,6 +153,10 @@ pub trait Measure {
     /// Whether it says anything in this setting that is worth its time.
     fn applies(&self, setting: Setting, effort: &Effort) -> bool {
         setting.services > 0 || !effort.quick
+    }
+    /// Whether it is part of a quick run that does not ask for it.
+    fn is_quick(&self) -> bool {
+        true
     }
     /// Whether it is measured under rules of other kinds and numbers too.
     fn depends_on_rules(&self) -> bool {

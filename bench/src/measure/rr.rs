@@ -1,6 +1,10 @@
-//! Round trips of one byte each way: how long they take.
+//! Round trips: how long they take.
 
-use std::{collections::BTreeMap, thread, time::Instant};
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use lab::traffic::rtt::{RoundTrips, Transport};
 
@@ -12,8 +16,19 @@ use crate::{
     variants::Carrier,
 };
 
-/// Flows at the same time.
-const FLOWS: [usize; 2] = [1, 32];
+/// Flows at the same time, and bytes each way.
+const KINDS: [Kind; 2] = [Kind::new(1, 1), Kind::new(32, 1)];
+/// Those of a full run.
+const MORE_KINDS: [Kind; 6] = [
+    KINDS[0],
+    Kind::new(8, 1),
+    KINDS[1],
+    Kind::new(1, 1024),
+    Kind::new(8, 1024),
+    Kind::new(32, 1024),
+];
+/// The most flows.
+const MOST: usize = 32;
 /// Requests of a run in all flows together, and in the quick one: enough for one in a thousand to be several.
 const REQUESTS: usize = 8_000;
 const QUICK_REQUESTS: usize = 3_200;
@@ -21,6 +36,27 @@ const QUICK_REQUESTS: usize = 3_200;
 const WARM_UP: usize = 64;
 /// Requests of which one may take the kernel's path.
 const ONE_SLOW_OF: u64 = 20;
+
+/// Flows at the same time, and what they carry.
+#[derive(Clone, Copy)]
+struct Kind {
+    flows: usize,
+    bytes: usize,
+}
+
+impl Kind {
+    const fn new(flows: usize, bytes: usize) -> Self {
+        Self { flows, bytes }
+    }
+
+    fn name(self) -> String {
+        let plural = if self.flows == 1 { "flow" } else { "flows" };
+        match self.bytes {
+            1 => format!("{} {plural}", self.flows),
+            bytes => format!("{} {plural} of {bytes} bytes", self.flows),
+        }
+    }
+}
 
 /// See the module.
 #[derive(Default)]
@@ -38,9 +74,8 @@ struct Flows {
 
 impl Flows {
     fn open(bed: &Testbed, cpus: Cpus) -> Result<Self> {
-        let most = FLOWS[FLOWS.len() - 1];
         let open = |transport| {
-            let pairs = (0..most).map(|_| Pair::open(bed.ends(), transport));
+            let pairs = (0..MOST).map(|_| Pair::open(bed.ends(), transport));
             pairs.collect::<Result<Vec<_>>>()
         };
         let mut flows = Self {
@@ -48,7 +83,7 @@ impl Flows {
             udp: open(Transport::Udp)?,
             used: Instant::now(),
         };
-        sockets::round_trips(&flows.udp, 1, cpus)?;
+        sockets::round_trips(&flows.udp, 1, 1, cpus)?;
         if bed.carrier().asks_the_kernel() {
             thread::sleep(STREAM_AGE);
         }
@@ -64,8 +99,8 @@ impl Measure for Rr {
 
     fn title(&self, effort: &Effort) -> String {
         format!(
-            "Round trips of 1 byte each way, {} of each kind, by one thread per flow and end, both ends on one CPU or \
-             each on its own",
+            "Round trips of 1 byte each way unless another size is said, {} of each kind, by one thread per flow and end, \
+             both ends on one CPU or each on its own",
             requests(effort)
         )
     }
@@ -86,6 +121,11 @@ impl Measure for Rr {
         };
         let two = context.means.other_cpu.map(|server| Cpus { server, ..one });
         let requests = requests(&context.effort);
+        let kinds: &[Kind] = if context.effort.full {
+            &MORE_KINDS
+        } else {
+            &KINDS
+        };
         let bed = context.beds.get(carrier)?;
         // Gone if anything fails: an answer may still be under way.
         let kept = self.flows.remove(&carrier);
@@ -98,14 +138,11 @@ impl Measure for Rr {
         for (place, cpus) in places {
             let Some(cpus) = cpus else { continue };
             for (transport, pairs) in [("TCP", &flows.tcp), ("UDP", &flows.udp)] {
-                for number in FLOWS {
-                    let pairs = &pairs[..number];
-                    let times = measure(bed, pairs, requests / number, cpus)?;
-                    let plural = if number == 1 { "flow" } else { "flows" };
-                    figures.extend(percentiles(
-                        &format!("{transport}, {number} {plural}, {place}"),
-                        times,
-                    ));
+                for &kind in kinds {
+                    let pairs = &pairs[..kind.flows];
+                    let name = format!("{transport}, {}, {place}", kind.name());
+                    let times = measure(bed, pairs, kind, requests / kind.flows, cpus)?;
+                    figures.extend(figures_of(&name, times));
                 }
             }
         }
@@ -123,20 +160,29 @@ fn requests(effort: &Effort) -> usize {
     }
 }
 
-fn measure(bed: &mut Testbed, pairs: &[Pair], count: usize, cpus: Cpus) -> Result<RoundTrips> {
-    sockets::round_trips(pairs, WARM_UP, cpus)?;
+fn measure(
+    bed: &mut Testbed,
+    pairs: &[Pair],
+    kind: Kind,
+    count: usize,
+    cpus: Cpus,
+) -> Result<(RoundTrips, Duration)> {
+    sockets::round_trips(pairs, WARM_UP, kind.bytes, cpus)?;
     let sent = (pairs.len() * count) as u64;
     let expected = if bed.carrier().is_fast() {
         Expected::AtLeast(sent - sent / ONE_SLOW_OF)
     } else {
         Expected::Exactly(0)
     };
-    let times = bed.watch(expected, |_| sockets::round_trips(pairs, count, cpus))?;
-    Ok(RoundTrips(times))
+    bed.watch(expected, |_| {
+        let start = Instant::now();
+        let times = sockets::round_trips(pairs, count, kind.bytes, cpus)?;
+        Ok((RoundTrips(times), start.elapsed()))
+    })
 }
 
-/// The median for all to see; the slow ones repeat too badly.
-fn percentiles(name: &str, mut times: RoundTrips) -> Vec<Figure> {
+/// The median for all to see; the slow ones repeat too badly, and the rate says the same as they all together.
+fn figures_of(name: &str, (mut times, taken): (RoundTrips, Duration)) -> Vec<Figure> {
     times.0.sort();
     let figure = |percent: f64| {
         let value = times.percentile(percent).as_secs_f64() * 1e6;
@@ -146,5 +192,14 @@ fn percentiles(name: &str, mut times: RoundTrips) -> Vec<Figure> {
             _ => Figure::detail(name, Unit::Microseconds, value),
         }
     };
-    [50.0, 90.0, 99.0, 99.9].map(figure).into()
+    let rate = times.0.len() as f64 / taken.as_secs_f64();
+    [50.0, 90.0, 99.0, 99.9]
+        .map(figure)
+        .into_iter()
+        .chain([Figure::detail(
+            format!("{name}, rate"),
+            Unit::PerSecond,
+            rate,
+        )])
+        .collect()
 }

@@ -110,6 +110,10 @@ impl Measure for ScaleFlows {
         )
     }
 
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     fn carriers(&self) -> &'static [Carrier] {
         &[Carrier::Kernel, Carrier::Flow]
     }

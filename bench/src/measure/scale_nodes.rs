@@ -54,6 +54,10 @@ impl Measure for ScaleNodes {
         )
     }
 
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     fn carriers(&self) -> &'static [Carrier] {
         &[Carrier::Subnet]
     }
