@@ -109,8 +109,8 @@ impl decide::Topology for Topology {
     }
 }
 
-/// The value that an index leads to. The agent does not write into a slot that an index has led to a moment ago, so a
-/// program never sees half a value.
+/// The value that an index leads to, of whatever address. The agent does not write into a slot that an index has led to a
+/// moment ago, so a program never sees half a value.
 #[inline(always)]
 fn in_slot<V>(index: &Array<u32>, number: u32, values: &'static Array<V>) -> Option<&'static V> {
     match *index.get(number)? {

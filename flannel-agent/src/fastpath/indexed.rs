@@ -1,8 +1,8 @@
 //! Values that programs find by number: an array of values, and an index that says in which slot each number's lies.
 //!
 //! The kernel writes into an array's element while programs may read it. So a value is written into a slot that nothing
-//! leads to, and then the index, a single word, is turned to it: programs see the former value or the new one, whole.
-//! Each value says whose it is, so that what an index says of an address with the same number is not taken for its own.
+//! leads to, and then the index, a word, is turned to it: programs see the former value or the new one, whole. Each value
+//! says whose it is, so that whatever else an index may lead to is not taken for what was looked for.
 
 use std::collections::HashMap;
 use std::io;
@@ -65,18 +65,27 @@ impl<V: Numbered> Indexed<V> {
     /// # Errors
     /// What the kernel says.
     pub fn adopt(
-        index: Array<MapData, u32>,
+        mut index: Array<MapData, u32>,
         values: Array<MapData, Plain<V>>,
         host_bits: u32,
     ) -> Result<Self, MapError> {
-        let taken = slots(&index)?;
+        let found = slots(&index)?;
+        let taken = found.iter().map(|(_, slot)| *slot).collect();
+        let mut slots = Slots::new(values.len(), &taken, Instant::now());
         let mut entries = HashMap::new();
-        for &(number, slot) in &taken {
-            entries.insert(number, (slot, values.get(&slot, 0)?.0.address()));
+        for (number, slot) in found {
+            let address = values.get(&slot, 0)?.0.address();
+            if V::number(address, host_bits) == number {
+                entries.insert(number, (slot, address));
+            } else {
+                // Of an agent that ended while it numbered anew.
+                index.set(number, NO_SLOT, 0)?;
+                slots.give_back(slot, Instant::now());
+            }
         }
         Ok(Self {
             host_bits,
-            slots: Slots::new(values.len(), taken.into_iter().map(|(_, slot)| slot)),
+            slots,
             index,
             values,
             entries,

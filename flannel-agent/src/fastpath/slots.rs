@@ -15,36 +15,33 @@ const REST: Duration = Duration::from_secs(1);
 /// The slots of one array.
 #[derive(Debug)]
 pub struct Slots {
-    /// The first that this agent has not given out.
+    /// The first that nobody has used.
     next: u32,
     /// How many there are.
     count: u32,
-    /// Those at or behind `next` that an earlier agent left in use: not new, whatever has become of them.
-    taken: BTreeSet<u32>,
     /// Those that were given back, the oldest first.
     resting: VecDeque<(u32, Instant)>,
 }
 
 impl Slots {
-    /// `count` slots, of which those in `taken` are in use.
-    pub fn new(count: u32, taken: impl IntoIterator<Item = u32>) -> Self {
+    /// `count` slots, of which an earlier agent has left those in `taken` in use. It gave out new ones in their order, so
+    /// free ones before the last of them may have been given back a moment ago.
+    pub fn new(count: u32, taken: &BTreeSet<u32>, now: Instant) -> Self {
+        let next = taken.last().map_or(NO_SLOT, |last| *last) + 1;
+        let free = (NO_SLOT + 1..next).filter(|slot| !taken.contains(slot));
         Self {
-            next: NO_SLOT + 1,
+            next,
             count,
-            taken: taken.into_iter().collect(),
-            resting: VecDeque::new(),
+            resting: free.map(|slot| (slot, now)).collect(),
         }
     }
 
     /// A slot that no program looks at; none if all are in use or rest.
     pub fn take(&mut self, now: Instant) -> Option<u32> {
         // Never used ones first, so that the others rest for long.
-        while self.next < self.count {
-            let slot = self.next;
+        if self.next < self.count {
             self.next += 1;
-            if !self.taken.remove(&slot) {
-                return Some(slot);
-            }
+            return Some(self.next - 1);
         }
         let (slot, since) = self.resting.front().copied()?;
         if now.saturating_duration_since(since) < REST {
@@ -69,7 +66,7 @@ mod tests {
     #[test]
     fn a_slot_rests_before_it_is_used_again() {
         let start = Instant::now();
-        let mut slots = Slots::new(3, []);
+        let mut slots = Slots::new(3, &BTreeSet::new(), start);
         assert_eq!((slots.take(start), slots.take(start)), (Some(1), Some(2)));
         assert_eq!(slots.take(start), None);
         slots.give_back(1, start);
@@ -77,12 +74,20 @@ mod tests {
         assert_eq!(slots.take(start + REST), Some(1));
     }
 
+    #[test]
+    fn what_an_earlier_agent_gave_back_rests_too() {
+        let start = Instant::now();
+        let mut slots = Slots::new(5, &BTreeSet::from([1, 3]), start);
+        assert_eq!((slots.take(start), slots.take(start)), (Some(4), None));
+        assert_eq!(slots.take(start + REST), Some(2));
+    }
+
     proptest! {
         #[test]
         fn no_slot_is_used_twice(taken: BTreeSet<u8>, steps: Vec<(bool, u8)>) {
             let mut now = Instant::now();
             let mut used: BTreeSet<u32> = taken.iter().map(|slot| u32::from(*slot) + 1).collect();
-            let mut slots = Slots::new(300, used.iter().copied());
+            let mut slots = Slots::new(300, &used, now);
             for (take, which) in steps {
                 now += REST;
                 if take {

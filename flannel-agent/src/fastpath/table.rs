@@ -99,14 +99,21 @@ impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
             .collect();
         let mut result = Ok(());
         for key in stale {
-            match self.map.delete(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {
-                    self.mirror.remove(&key);
-                }
-                Err(source) => result = Err(failed(self.name, source)),
+            if let Err(source) = self.remove(&key) {
+                result = Err(failed(self.name, source));
             }
         }
         result
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapError> {
+        match self.map.delete(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => {
+                self.mirror.remove(key);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Adds what is missing and replaces what differs.
@@ -123,7 +130,11 @@ impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
                 Ok(()) => {
                     self.mirror.insert(key, value);
                 }
-                Err(source) => result = Err(failed(self.name, source)),
+                Err(source) => {
+                    // Rather nothing than what is no longer true.
+                    let removed = self.remove(&key);
+                    result = Err(failed(self.name, removed.err().unwrap_or(source)));
+                }
             }
         }
         result
@@ -148,6 +159,7 @@ mod tests {
     struct Memory {
         entries: BTreeMap<u8, u32>,
         limit: usize,
+        refuses: bool,
     }
 
     impl Entries<u8, u32> for Memory {
@@ -156,7 +168,7 @@ mod tests {
         }
 
         fn put(&mut self, key: &u8, value: u32) -> Result<(), MapError> {
-            if !self.entries.contains_key(key) && self.entries.len() >= self.limit {
+            if self.refuses || !self.entries.contains_key(key) && self.entries.len() >= self.limit {
                 return Err(MapError::KeyNotFound);
             }
             self.entries.insert(*key, value);
@@ -177,7 +189,7 @@ mod tests {
             left: BTreeMap<u8, u32>,
             wanted: Vec<BTreeMap<u8, u32>>,
         ) {
-            let map = Memory { entries: left, limit: usize::MAX };
+            let map = Memory { entries: left, limit: usize::MAX, ..Memory::default() };
             let mut table = Table::adopt("test", map).expect("memory can be read");
             for wanted in &wanted {
                 table.prune(wanted).expect("entries can be removed");
@@ -198,8 +210,19 @@ mod tests {
         }
 
         #[test]
+        fn what_cannot_be_replaced_is_removed(left: BTreeMap<u8, u32>, other: u32) {
+            let mut table = Table::adopt("test", Memory { entries: left.clone(), ..Memory::default() }).expect("memory can be read");
+            table.map.refuses = true;
+            let wanted: BTreeMap<u8, u32> = left.keys().map(|key| (*key, other)).collect();
+            prop_assert_eq!(table.fill(&wanted).is_ok(), left == wanted);
+            let kept = left.into_iter().filter(|(_, value)| *value == other).collect::<BTreeMap<_, _>>();
+            prop_assert_eq!(&table.map.entries, &kept);
+            prop_assert_eq!(&table.mirror, &kept);
+        }
+
+        #[test]
         fn an_entry_that_somebody_removed_is_no_error(left: BTreeMap<u8, u32>) {
-            let mut table = Table::adopt("test", Memory { entries: left, limit: usize::MAX }).expect("memory can be read");
+            let mut table = Table::adopt("test", Memory { entries: left, limit: usize::MAX, ..Memory::default() }).expect("memory can be read");
             table.map.entries.clear();
             prop_assert!(table.prune(&BTreeMap::new()).is_ok());
             prop_assert!(table.mirror.is_empty());

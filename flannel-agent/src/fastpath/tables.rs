@@ -53,10 +53,12 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Sorts peers by the length of their subnet. Should two subnets have one number, the first keeps it.
+    /// Sorts peers by the length of their subnet. Should two subnets have one number, the lower one keeps it.
     pub fn set_peers(&mut self, peers: &[PeerRoute], length: u8) {
         let host_bits = u32::BITS - u32::from(length);
         let mut numbers = BTreeSet::new();
+        let mut peers: Vec<_> = peers.iter().collect();
+        peers.sort_by_key(|peer| peer.subnet);
         for peer in peers {
             let subnet = Be32::from(peer.subnet.network());
             let value = Peer {
