@@ -6,7 +6,10 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::OwnedFd,
-    sync::Barrier,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +19,10 @@ use lab::{
     traffic::{Host, rtt::Transport},
 };
 use rustix::{
-    net::{RecvFlags, SendFlags, recv, send},
+    net::{
+        RecvFlags, SendFlags, recv, send,
+        sockopt::{Timeout, set_socket_timeout},
+    },
     thread::CpuSet,
 };
 
@@ -217,6 +223,104 @@ pub fn round_trips(
             .collect::<lab::Result<Vec<_>>>()
     })?;
     Ok(times.concat())
+}
+
+/// Datagrams that are sent without waiting for anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// How many per second; as many as the sender can without.
+    pub rate: Option<u32>,
+    /// For how long.
+    pub time: Duration,
+    /// Bytes of each.
+    pub bytes: usize,
+}
+
+/// What became of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Flood {
+    /// Handed to the kernel.
+    pub sent: u64,
+    /// Read at the other end.
+    pub received: u64,
+}
+
+impl Flood {
+    /// What did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.received)
+    }
+}
+
+/// Sends from the client's end, and counts at the server's.
+///
+/// # Errors
+/// If a socket fails.
+pub fn flood(pair: &Pair, offer: &Offer, cpus: Cpus) -> Result<Flood> {
+    /// Nothing is under way any more when nothing has come for so long.
+    const QUIET: Duration = Duration::from_millis(50);
+    set_socket_timeout(&pair.server, Timeout::Recv, Some(QUIET))
+        .map_err(io::Error::from)
+        .context("set up", "socket")?;
+    let done = AtomicBool::new(false);
+    let flood: lab::Result<Flood> = thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            pin(cpus.server)?;
+            count(&pair.server, &done).context("receive", "datagrams")
+        });
+        let sender = scope.spawn(|| {
+            let sent = pin(cpus.client)
+                .and_then(|()| send_all(&pair.client, offer).context("send", "datagrams"));
+            done.store(true, Ordering::Release);
+            sent
+        });
+        let join = |thread: thread::ScopedJoinHandle<'_, lab::Result<u64>>| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        let (sent, received) = (join(sender), join(receiver));
+        Ok(Flood {
+            sent: sent?,
+            received: received?,
+        })
+    });
+    set_socket_timeout(&pair.server, Timeout::Recv, Some(LIMIT))
+        .map_err(io::Error::from)
+        .context("set up", "socket")?;
+    Ok(flood?)
+}
+
+fn count(socket: &OwnedFd, done: &AtomicBool) -> rustix::io::Result<u64> {
+    let mut buffer = [0; 2048];
+    let mut received = 0;
+    loop {
+        match recv(socket, &mut buffer, RecvFlags::empty()) {
+            Ok(_) => received += 1,
+            Err(rustix::io::Errno::AGAIN) if done.load(Ordering::Acquire) => return Ok(received),
+            Err(rustix::io::Errno::AGAIN) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn send_all(socket: &OwnedFd, offer: &Offer) -> rustix::io::Result<u64> {
+    /// Where a rate is kept, so many go together: waking up for each would cost more than they.
+    const BURST: u64 = 8;
+    let buffer = vec![0; offer.bytes];
+    let start = Instant::now();
+    let mut sent = 0;
+    while start.elapsed() < offer.time {
+        for _ in 0..BURST {
+            send(socket, &buffer, SendFlags::NOSIGNAL)?;
+        }
+        sent += BURST;
+        if let Some(rate) = offer.rate {
+            let due = Duration::from_secs_f64(sent as f64 / f64::from(rate));
+            thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+    }
+    Ok(sent)
 }
 
 fn serve(socket: &OwnedFd, count: usize, bytes: usize) -> rustix::io::Result<()> {

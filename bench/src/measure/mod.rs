@@ -7,6 +7,7 @@ mod scale_flows;
 mod scale_nodes;
 mod slow;
 mod stream;
+mod udp;
 
 use serde::Serialize;
 
@@ -184,6 +185,8 @@ pub enum Name {
     Crr,
     /// TCP streams
     Stream,
+    /// Datagrams in one direction
+    Udp,
     /// Traffic that never is fast
     Slow,
     /// Many flows
@@ -194,11 +197,12 @@ pub enum Name {
 
 impl Name {
     /// All, in the order of the report.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Forward,
         Self::Rr,
         Self::Crr,
         Self::Stream,
+        Self::Udp,
         Self::Slow,
         Self::ScaleFlows,
         Self::ScaleNodes,
@@ -211,6 +215,7 @@ impl Name {
             Self::Rr => Box::<rr::Rr>::default(),
             Self::Crr => Box::new(crr::Crr),
             Self::Stream => Box::new(stream::Stream),
+            Self::Udp => Box::<udp::Udp>::default(),
             Self::Slow => Box::new(slow::Slow),
             Self::ScaleFlows => Box::<scale_flows::ScaleFlows>::default(),
             Self::ScaleNodes => Box::<scale_nodes::ScaleNodes>::default(),

@@ -1,0 +1,119 @@
+//! Datagrams in one direction between sockets: what one costs at a steady rate, and what arrives when the sender does
+//! nothing else.
+
+use std::{collections::BTreeMap, thread, time::Duration};
+
+use lab::traffic::rtt::Transport;
+
+use super::{Context, Effort, Figure, Measure, Unit};
+use crate::{
+    meter::Meter,
+    path::Expected,
+    sockets::{self, Cpus, Offer, Pair},
+    testbed::{Result, STREAM_AGE},
+    variants::Carrier,
+};
+
+/// Datagrams per second of the steady rate: what the slowest path carries on one CPU beside both ends.
+const RATE: u32 = 20_000;
+/// How long is sent, and in a quick run.
+const TIME: Duration = Duration::from_millis(1_000);
+const QUICK_TIME: Duration = Duration::from_millis(400);
+/// Bytes of a datagram: few, and as many as fit into a packet on any path here.
+const SIZES: [usize; 2] = [64, 1_400];
+/// Requests and answers that go before: UDP is permitted when it has been answered.
+const WARM_UP: usize = 64;
+/// Datagrams of which one may take the kernel's path.
+const ONE_SLOW_OF: u64 = 20;
+
+/// See the module.
+#[derive(Default)]
+pub struct Udp {
+    /// Opened once per cluster: a flow is permitted two seconds later.
+    flows: BTreeMap<Carrier, Pair>,
+}
+
+impl Measure for Udp {
+    fn name(&self) -> &'static str {
+        "udp"
+    }
+
+    fn title(&self, effort: &Effort) -> String {
+        format!(
+            "Datagrams of one answered flow, sent for {} ms: at {RATE}/s with both ends on one CPU, and as fast as the \
+             sender can with each on its own",
+            time(effort).as_millis()
+        )
+    }
+
+    fn carriers(&self) -> &'static [Carrier] {
+        &[Carrier::Kernel, Carrier::KernelAgain, Carrier::Flow]
+    }
+
+    fn run(&mut self, context: &mut Context<'_, '_>, carrier: Carrier) -> Result<Vec<Figure>> {
+        let time = time(&context.effort);
+        let one = Cpus {
+            client: context.means.cpu,
+            server: context.means.cpu,
+        };
+        let two = context.means.other_cpu.map(|server| Cpus { server, ..one });
+        let bed = context.beds.get(carrier)?;
+        // Gone if anything fails.
+        let pair = match self.flows.remove(&carrier) {
+            Some(pair) => pair,
+            None => Pair::open(bed.ends(), Transport::Udp)?,
+        };
+        let mut figures = Vec::new();
+        for size in SIZES {
+            sockets::round_trips(std::slice::from_ref(&pair), 1, 1, one)?;
+            if carrier.asks_the_kernel() {
+                thread::sleep(STREAM_AGE);
+            }
+            sockets::round_trips(std::slice::from_ref(&pair), WARM_UP, 1, one)?;
+            let steady = Offer {
+                rate: Some(RATE),
+                time,
+                bytes: size,
+            };
+            let least = u64::from(RATE) * time.as_millis() as u64 / 1_000;
+            let expected = if carrier.is_fast() {
+                Expected::AtLeast(least - least / ONE_SLOW_OF)
+            } else {
+                Expected::Exactly(0)
+            };
+            let name = format!("{size} bytes, {RATE}/s");
+            let ((flood, spent), unit) = bed.watch(expected, |_| {
+                sockets::pin(one.client)?;
+                let meter = Meter::open(one.client)?;
+                let (flood, spent) = meter.measure(|| sockets::flood(&pair, &steady, one))?;
+                Ok(((flood?, spent), meter.unit()))
+            })?;
+            figures.extend([
+                Figure::new(
+                    format!("{name}, cost"),
+                    unit.into(),
+                    spent.cost as f64 / flood.received.max(1) as f64,
+                ),
+                Figure::new(format!("{name}, lost"), Unit::Count, flood.lost() as f64),
+            ]);
+            let Some(two) = two else { continue };
+            let flat_out = Offer {
+                rate: None,
+                ..steady
+            };
+            let name = format!("{size} bytes, flat out");
+            let flood = sockets::flood(&pair, &flat_out, two)?;
+            let received = flood.received as f64 / time.as_secs_f64();
+            figures.extend([
+                Figure::new(format!("{name}, received"), Unit::PerSecond, received),
+                Figure::detail(format!("{name}, lost"), Unit::Count, flood.lost() as f64),
+            ]);
+        }
+        self.flows.insert(carrier, pair);
+        Ok(figures)
+    }
+}
+
+fn time(effort: &Effort) -> Duration {
+    if effort.quick { QUICK_TIME } else { TIME }
+}
