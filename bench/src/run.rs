@@ -1,6 +1,6 @@
 //! `bench`: builds the clusters, measures, reports.
 
-use std::{fs::File, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,6 +8,7 @@ use clap::Args;
 use crate::{
     bounds::Bounds,
     measure::{Effort, Measure, Name},
+    output::{self, Outputs},
     report::Report,
     rounds,
     testbed::{Means, WARM_UP},
@@ -53,16 +54,13 @@ pub struct Options {
     /// Only this backend.
     #[arg(long, value_name = "NAME")]
     backend: Option<Backend>,
-    /// Also write everything that was measured to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
 }
 
 /// Measures and reports; whether every row has its number.
 ///
 /// # Errors
 /// If nothing can be measured, or the report cannot be written.
-pub fn run(options: &Options) -> Result<bool> {
+pub fn run(options: &Options, outputs: &Outputs) -> Result<bool> {
     if !rustix::process::geteuid().is_root() {
         bail!("network namespaces and BPF need root");
     }
@@ -74,12 +72,7 @@ pub fn run(options: &Options) -> Result<bool> {
         .canonicalize()
         .with_context(|| format!("no agent {}", options.agent.display()))?;
     // Before the measurements, which take minutes.
-    let json = match &options.json {
-        Some(path) => {
-            Some(File::create(path).with_context(|| format!("cannot create {}", path.display()))?)
-        }
-        None => None,
-    };
+    let files = outputs.create()?;
     let means = Means {
         agent: &agent,
         object: &options.generator_object,
@@ -126,10 +119,8 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     report.compare(&Bounds::built_in());
-    print!("{}", report.text());
-    if let Some(file) = json {
-        serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
-    }
+    output::say(&report.text(output::colours()))?;
+    files.write(&report)?;
     Ok(report.is_complete())
 }
 

@@ -1,9 +1,9 @@
 //! What is compared: backends, with and without rules, and who carries the packets.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How nodes reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// Encapsulated.
@@ -23,7 +23,7 @@ impl Backend {
 }
 
 /// What all clusters that are compared have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// How nodes reach each other.
     pub backend: Backend,
@@ -32,7 +32,7 @@ pub struct Setting {
 }
 
 /// How packets travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Carrier {
     /// By the kernel alone: `--fast-path=off`.

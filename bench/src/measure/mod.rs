@@ -8,7 +8,7 @@ mod scale_nodes;
 mod slow;
 mod stream;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     generator::Run,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a figure counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// Hardware cycles.
@@ -48,6 +48,23 @@ impl Unit {
             Self::Instructions => "instr",
             Self::Count => "count",
             Self::Percent => "%",
+        }
+    }
+
+    /// Whether more of it is slower: true of time and cycles, but not of events, shares and instructions.
+    pub fn is_cost(self) -> bool {
+        match self {
+            Self::Cycles | Self::Nanoseconds | Self::Microseconds => true,
+            Self::Instructions | Self::Count | Self::Percent => false,
+        }
+    }
+
+    /// Decimals that are worth reading.
+    pub fn decimals(self) -> usize {
+        match self {
+            Self::Microseconds => 2,
+            Self::Count => 0,
+            Self::Cycles | Self::Nanoseconds | Self::Instructions | Self::Percent => 1,
         }
     }
 }
@@ -112,7 +129,7 @@ impl Figure {
 }
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effort {
     /// Rounds.
     pub rounds: usize,
