@@ -39,7 +39,7 @@ struct Cli {
 /// What else it can do.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a report's text and CSV again from its JSON file. Needs no root.
+    /// Make a report's text, CSV and page again from its JSON file. Needs no root.
     Show(output::ShowOptions),
 }
 

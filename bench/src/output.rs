@@ -20,6 +20,9 @@ pub struct Outputs {
     /// Also write every sample to this file, one a line.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Also write a page with charts to this file, which needs nothing else to be shown.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// What is shown again.
@@ -37,6 +40,7 @@ pub struct ShowOptions {
 pub struct Files {
     json: Option<Destination>,
     csv: Option<Destination>,
+    html: Option<Destination>,
 }
 
 /// A file with its name, for errors.
@@ -72,6 +76,7 @@ impl Outputs {
         Ok(Files {
             json: Destination::create(&self.json)?,
             csv: Destination::create(&self.csv)?,
+            html: Destination::create(&self.html)?,
         })
     }
 }
@@ -87,6 +92,9 @@ impl Files {
         }
         if let Some(csv) = self.csv {
             csv.write(|file| Ok(report.csv(file)?))?;
+        }
+        if let Some(html) = self.html {
+            html.write(|file| Ok(file.write_all(report.html().as_bytes())?))?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! What was measured, put side by side: as tables for the terminal, and with all samples as JSON and CSV.
+//! What was measured, put side by side: as tables for the terminal, as a page, and with all samples as JSON and CSV.
 
 mod csv;
+mod html;
 pub mod slower;
 mod text;
 
