@@ -3,6 +3,7 @@
 //! A row without its number makes the exit status 1.
 
 mod bounds;
+mod compare;
 mod generator;
 mod machine;
 mod measure;
@@ -39,6 +40,8 @@ struct Cli {
 /// What else it can do.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Put two reports side by side: what has changed, the largest change first. Needs no root.
+    Compare(compare::Options),
     /// Make a report's text, CSV and page again from its JSON file. Needs no root.
     Show(output::ShowOptions),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.command, cli.run) {
         (Some(command), _) => match command {
+            Command::Compare(options) => compare::run(&options),
             Command::Show(options) => output::show(&options),
         },
         (None, Some(options)) => run::run(&options, &cli.outputs),
@@ -71,10 +75,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_a_command_needs_no_agent() {
         Cli::command().debug_assert();
-        let parsed = Cli::try_parse_from(["bench", "show", "a.json", "--csv=a.csv"]);
+        let parsed = Cli::try_parse_from(["bench", "show", "a.json", "--html=a.html"]);
         assert!(matches!(parsed.unwrap().command, Some(Command::Show(_))));
         let run = ["bench", "--agent=a", "--generator-object=b", "--json=c"];
         assert!(Cli::try_parse_from(run).unwrap().run.is_some());
         assert!(Cli::try_parse_from(["bench", "--json=c", "show", "a.json"]).is_err());
+        let limit = ["bench", "compare", "a", "b", "--fail-above=-1"];
+        let said = Cli::try_parse_from(limit).unwrap_err().to_string();
+        assert!(
+            said.contains("--fail-above") && said.contains("not negative"),
+            "{said}"
+        );
     }
 }

@@ -14,7 +14,7 @@ use crate::report::Report;
 /// The files that are asked for.
 #[derive(Debug, Args)]
 pub struct Outputs {
-    /// Also write everything that was measured to this file, for `show`.
+    /// Also write everything that was measured to this file, for `compare` and `show`.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Also write every sample to this file, one a line.
