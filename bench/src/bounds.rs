@@ -65,7 +65,7 @@ pub struct Bound {
 pub struct Bounds(Vec<Bound>);
 
 /// How a figure stands to its bound.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The bound.
     pub limit: f64,

@@ -3,9 +3,12 @@
 //! A row without its number makes the exit status 1.
 
 mod bounds;
+mod compare;
 mod generator;
+mod machine;
 mod measure;
 mod meter;
+mod output;
 mod packets;
 mod path;
 mod progress;
@@ -30,17 +33,28 @@ struct Cli {
     // Optional to clap, whose required arguments a subcommand would be asked for too.
     #[command(flatten)]
     run: Option<run::Options>,
+    // Not within the run's options: those would never be there for clap if they held others in turn.
+    #[command(flatten)]
+    outputs: output::Outputs,
 }
 
 /// What else it can do.
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Put two reports side by side: what has changed, the largest change first. Needs no root.
+    Compare(compare::Options),
+    /// Make a report's text, CSV and page again from its JSON file. Needs no root.
+    Show(output::ShowOptions),
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.command, cli.run) {
-        (Some(command), _) => match command {},
-        (None, Some(options)) => run::run(&options),
+        (Some(command), _) => match command {
+            Command::Compare(options) => compare::run(&options),
+            Command::Show(options) => output::show(&options),
+        },
+        (None, Some(options)) => run::run(&options, &cli.outputs),
         (None, None) => unreachable!("clap asks for what is required"),
     };
     match done {
@@ -50,5 +64,28 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_a_command_needs_no_agent() {
+        Cli::command().debug_assert();
+        let parsed = Cli::try_parse_from(["bench", "show", "a.json", "--html=a.html"]);
+        assert!(matches!(parsed.unwrap().command, Some(Command::Show(_))));
+        let run = ["bench", "--agent=a", "--generator-object=b", "--json=c"];
+        assert!(Cli::try_parse_from(run).unwrap().run.is_some());
+        assert!(Cli::try_parse_from(["bench", "--json=c", "show", "a.json"]).is_err());
+        let limit = ["bench", "compare", "a", "b", "--fail-above=-1"];
+        let said = Cli::try_parse_from(limit).unwrap_err().to_string();
+        assert!(
+            said.contains("--fail-above") && said.contains("not negative"),
+            "{said}"
+        );
     }
 }

@@ -1,26 +1,28 @@
-//! What was measured, put side by side: as tables for the terminal, and with all samples as JSON.
+//! What was measured, put side by side: as tables for the terminal, as a page, and with all samples as JSON and CSV.
 
+mod csv;
+mod html;
+pub mod slower;
 mod text;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     bounds::{Base, Bounds, Verdict},
+    machine::Machine,
     measure::{Effort, Measure, Unit},
-    rounds::Outcome,
+    rounds::{Outcome, Series},
     stats::{Interval, Summary, differences, pairwise},
     variants::{Carrier, Setting},
 };
 
 /// All that a run says.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Kernel release.
-    pub kernel: String,
-    /// Model name of the CPU.
-    pub cpu_model: String,
-    /// The CPU that carried the packets.
-    pub cpu: usize,
+    /// What it was made on.
+    pub machine: Machine,
+    /// The command line, without the program's name.
+    pub options: Vec<String>,
     /// How much was measured.
     pub effort: Effort,
     /// What was measured.
@@ -28,12 +30,12 @@ pub struct Report {
 }
 
 /// The figures of one measure in one setting.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Table {
     /// What they have in common.
     pub setting: Setting,
     /// The measure.
-    pub measure: &'static str,
+    pub measure: String,
     /// What it says about itself.
     pub title: String,
     /// A figure's rows follow each other.
@@ -45,7 +47,7 @@ pub struct Table {
 }
 
 /// One figure by one carrier.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The figure.
     pub figure: String,
@@ -64,7 +66,7 @@ pub struct Row {
 }
 
 /// A figure beside another carrier's.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// With whom.
     pub base: Base,
@@ -81,19 +83,28 @@ pub struct Comparison {
 impl Report {
     /// A report without measurements yet, about this machine.
     pub fn new(cpu: usize, effort: Effort) -> Self {
-        let uname = rustix::system::uname();
-        let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpus.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            (name.trim_end() == "model name").then(|| value.trim().to_owned())
-        });
+        let options = std::env::args_os().skip(1);
         Self {
-            kernel: uname.release().to_string_lossy().into_owned(),
-            cpu_model: model.unwrap_or_else(|| "unknown CPU".to_owned()),
-            cpu,
+            machine: Machine::here(cpu),
+            options: options
+                .map(|option| option.to_string_lossy().into_owned())
+                .collect(),
             effort,
             tables: Vec::new(),
         }
+    }
+
+    /// What to say of the run, by name: the machine and the effort.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let mut facts = self.machine.facts();
+        let effort = &self.effort;
+        facts.extend([
+            ("rounds", effort.rounds.to_string()),
+            ("packets per run", effort.packets.to_string()),
+            ("flows", effort.flows.to_string()),
+            ("quick", if effort.quick { "yes" } else { "no" }.to_owned()),
+        ]);
+        facts
     }
 
     /// Adds what the carriers of a measure achieved in a setting.
@@ -105,14 +116,14 @@ impl Report {
     ) {
         let mut table = Table {
             setting,
-            measure: measure.name(),
+            measure: measure.name().to_owned(),
             title: measure.title(&self.effort),
             rows: Vec::new(),
             errors: Vec::new(),
             unmeasured: Vec::new(),
         };
         for (carrier, outcome) in outcomes {
-            match outcome {
+            match outcome.and_then(numbers) {
                 Ok(series) => {
                     table
                         .rows
@@ -150,7 +161,7 @@ impl Report {
     pub fn compare(&mut self, bounds: &Bounds) {
         let before = self.tables.clone();
         for table in &mut self.tables {
-            let (setting, measure) = (table.setting, table.measure);
+            let (setting, measure) = (table.setting, table.measure.clone());
             let bounded = table.is_bounded();
             let without_rules = before.iter().find(|other| {
                 other.measure == measure
@@ -181,7 +192,7 @@ impl Report {
                 row.comparisons = compared.collect();
                 let alone = own.is_some_and(Table::is_alone);
                 if bounded && (row.carrier == Carrier::Flow || alone) {
-                    row.judge(bounds, measure, setting);
+                    row.judge(bounds, &measure, setting);
                 }
                 // Of interest where it is asked for only.
                 row.comparisons.retain(|comparison| {
@@ -203,7 +214,7 @@ impl Report {
                 })
             };
             let unmeasured: Vec<_> = bounds
-                .of(table.measure)
+                .of(&table.measure)
                 .filter(|(figure, base)| !judged(figure, *base))
                 .map(|(figure, base)| format!("{figure} to {}", base.name()))
                 .collect();
@@ -259,6 +270,15 @@ impl Report {
     }
 }
 
+/// The same series, if all of their samples are numbers: nothing can be said of others, and JSON cannot hold them.
+fn numbers(series: Vec<(String, Series)>) -> Outcome {
+    let is_odd = |series: &Series| !series.samples.iter().all(|sample| sample.is_finite());
+    match series.iter().find(|(_, series)| is_odd(series)) {
+        Some((figure, _)) => Err(format!("{figure}: a sample is no number")),
+        None => Ok(series),
+    }
+}
+
 impl Table {
     /// Whether bounds are for this setting: for nodes as they are, with rules. Nodes are not counted by rules.
     fn is_bounded(&self) -> bool {
@@ -286,6 +306,10 @@ impl Row {
         } else {
             pairwise(&self.samples, &other.samples)
         };
+        // Parts of nothing are no numbers, and JSON has no others.
+        if !compared.iter().all(|value| value.is_finite()) {
+            return None;
+        }
         let net = floor.and_then(|floor| {
             let less = |row: &Self| differences(&row.samples, &floor.samples);
             Summary::of(&pairwise(&less(self), &less(other)))
@@ -294,7 +318,9 @@ impl Row {
             base,
             summary: Summary::of(&compared)?,
             interval: Interval::of(&compared)?,
-            net: net.map(|summary| summary.median),
+            net: net
+                .map(|summary| summary.median)
+                .filter(|net| net.is_finite()),
             verdict: None,
         })
     }

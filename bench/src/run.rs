@@ -1,6 +1,6 @@
 //! `bench`: builds the clusters, measures, reports.
 
-use std::{fs::File, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,6 +8,7 @@ use clap::Args;
 use crate::{
     bounds::Bounds,
     measure::{Effort, Measure, Name},
+    output::{self, Outputs},
     progress::Progress,
     report::Report,
     rounds,
@@ -59,9 +60,6 @@ pub struct Options {
     /// Only this backend.
     #[arg(long, value_name = "NAME")]
     backend: Option<Backend>,
-    /// Also write everything that was measured to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Fail if a bound of this file is missed; without hardware counters, say so instead. `bench/src/bounds.json` is the
     /// one that the report goes by otherwise.
     #[arg(long, value_name = "FILE")]
@@ -72,7 +70,7 @@ pub struct Options {
 ///
 /// # Errors
 /// If nothing can be measured, or the report cannot be written.
-pub fn run(options: &Options) -> Result<bool> {
+pub fn run(options: &Options, outputs: &Outputs) -> Result<bool> {
     if !rustix::process::geteuid().is_root() {
         bail!("network namespaces and BPF need root");
     }
@@ -84,12 +82,7 @@ pub fn run(options: &Options) -> Result<bool> {
         .canonicalize()
         .with_context(|| format!("no agent {}", options.agent.display()))?;
     // Before the measurements, which take minutes.
-    let json = match &options.json {
-        Some(path) => {
-            Some(File::create(path).with_context(|| format!("cannot create {}", path.display()))?)
-        }
-        None => None,
-    };
+    let files = outputs.create()?;
     let bounds = match &options.assert {
         Some(path) => Bounds::read(path)?,
         None => Bounds::built_in(),
@@ -151,28 +144,25 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     report.compare(&bounds);
-    print!("{}", report.text());
-    let holds = options.assert.is_none() || holds(&report);
-    if let Some(file) = json {
-        serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
-    }
+    output::say(&report.text(output::colours()))?;
+    files.write(&report)?;
+    let holds = options.assert.is_none() || holds(&report)?;
     Ok(report.is_complete() && holds)
 }
 
 /// Whether nothing that was measured misses its bound, as far as this machine can tell.
-fn holds(report: &Report) -> bool {
+fn holds(report: &Report) -> Result<bool> {
     let (missed, bounds) = (report.missed(), report.bounded());
     if !report.counts_cycles() {
-        println!(
-            "skipped: {bounds} bounds are not asserted: this machine shows no hardware counters"
-        );
-        return true;
+        output::say(&format!(
+            "skipped: {bounds} bounds are not asserted: this machine shows no hardware counters\n"
+        ))?;
+        return Ok(true);
     }
-    println!("{} of {bounds} bounds are missed", missed.len());
-    missed
-        .iter()
-        .for_each(|missed| println!("missed: {missed}"));
-    missed.is_empty()
+    for missed in &missed {
+        output::say(&format!("missed: {missed}\n"))?;
+    }
+    Ok(missed.is_empty())
 }
 
 fn backends(options: &Options) -> impl Iterator<Item = Backend> {

@@ -2,10 +2,10 @@
 //!
 //! No mean and no variance: one round that a neighbour disturbed would move both.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What is said about the samples of one row.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The middle value, or the mean of the two in the middle.
     pub median: f64,
@@ -34,7 +34,7 @@ impl Summary {
 }
 
 /// Where the true median lies, by 95 %: the bootstrap's percentiles.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Lower end.
     pub low: f64,
@@ -65,6 +65,11 @@ impl Interval {
             low: medians[OUTSIDE],
             high: medians[DRAWS - 1 - OUTSIDE],
         })
+    }
+
+    /// Whether both hold a value.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.low <= other.high && other.low <= self.high
     }
 
     /// Whether a value may be the true one.

@@ -1,9 +1,9 @@
 //! What is compared: backends, with and without rules, and who carries the packets.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How nodes reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// Encapsulated.
@@ -31,7 +31,7 @@ impl Backend {
 }
 
 /// In which form nodes hold the rules of services.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rules {
     /// As kube-proxy writes them for iptables.
@@ -52,7 +52,7 @@ impl Rules {
 }
 
 /// What all clusters that are compared have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// How nodes reach each other.
     pub backend: Backend,
@@ -100,7 +100,7 @@ impl Setting {
 }
 
 /// How packets travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Carrier {
     /// By the kernel alone: `--fast-path=off`.

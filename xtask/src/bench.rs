@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: set-up and build, then the benchmark with what was built.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -42,6 +42,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         (GENERATOR_VARIABLE, objects.generator()?),
     ] {
         benchmark.arg(format!("{name}={}", path.display()));
+    }
+    // Nor does it see a terminal: what it says comes through here.
+    let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stdout().is_terminal() && !declined {
+        benchmark.arg("CLICOLOR_FORCE=1");
     }
     benchmark.arg(program).args(&options.arguments);
     let status = command::lines(&mut benchmark, LIMIT, |line| println!("{line}"))?;

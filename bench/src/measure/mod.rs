@@ -9,7 +9,7 @@ mod slow;
 mod stream;
 mod udp;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     generator::Run,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What a figure counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// Hardware cycles.
@@ -53,6 +53,23 @@ impl Unit {
             Self::Count => "count",
             Self::Percent => "%",
             Self::PerSecond => "1/s",
+        }
+    }
+
+    /// Whether more of it is slower: true of time and cycles, but not of events, shares and instructions.
+    pub fn is_cost(self) -> bool {
+        match self {
+            Self::Cycles | Self::Nanoseconds | Self::Microseconds => true,
+            Self::Instructions | Self::Count | Self::Percent | Self::PerSecond => false,
+        }
+    }
+
+    /// Decimals that are worth reading.
+    pub fn decimals(self) -> usize {
+        match self {
+            Self::Microseconds => 2,
+            Self::Count | Self::PerSecond => 0,
+            Self::Cycles | Self::Nanoseconds | Self::Instructions | Self::Percent => 1,
         }
     }
 }
@@ -117,7 +134,7 @@ impl Figure {
 }
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effort {
     /// Rounds.
     pub rounds: usize,

@@ -49,9 +49,9 @@ fn ratios_are_to_the_kernel_with_and_without_the_generator() {
     assert!((flow.summary.max - 20.0 / 110.0).abs() < 1e-9);
     assert_eq!(flow.net, Some(0.1));
     assert_eq!(flow.verdict.map(|verdict| verdict.met), Some(false));
-    assert!(report.is_complete() && report.text().contains("MISSED"));
+    assert!(report.is_complete() && report.text(false).contains("MISSED"));
     let unmeasured = "not measured: forward, vxlan: UDP packet to kernel, no rules";
-    assert!(report.text().contains(unmeasured));
+    assert!(report.text(false).contains(unmeasured));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn equal_figures_are_no_difference() {
             (Carrier::KernelAgain, series([101.0, 100.0])),
         ],
     )]);
-    assert!(report.text().contains("no difference"));
+    assert!(report.text(false).contains("no difference"));
 }
 
 #[test]
@@ -102,5 +102,110 @@ fn an_error_is_no_number() {
     )]);
     assert_eq!(report.tables[0].rows.len(), 1);
     assert!(!report.is_complete());
-    assert!(report.text().contains("error: round 2: lost\n"));
+    assert!(report.text(false).contains("error: round 2: lost\n"));
+}
+
+/// A figure of the kernel at 100, and of the fast path.
+fn beside_the_kernel(flow: [f64; 2]) -> Report {
+    report(vec![(
+        200,
+        vec![
+            (Carrier::Kernel, series([100.0; 2])),
+            (Carrier::Flow, series(flow)),
+        ],
+    )])
+}
+
+#[test]
+fn what_is_slower_is_said_before_all_tables() {
+    let slower = beside_the_kernel([120.0, 130.0]);
+    let said = "slower than the kernel: 1\n  forward, vxlan, 200 services: UDP packet, fast path, flow: 1.250 \
+                (1.200..1.300) times the kernel's\n";
+    assert!(
+        slower.text(false).starts_with(said),
+        "{}",
+        slower.text(false)
+    );
+    assert!(slower.text(true).starts_with("\x1b[31mslower"));
+    for not_slower in [[99.0, 101.0], [100.0, 130.0], [10.0, 10.0]] {
+        let text = beside_the_kernel(not_slower).text(true);
+        assert!(text.starts_with("slower than the kernel: none\n") && !text.contains('\x1b'));
+    }
+}
+
+#[test]
+fn the_kernel_again_is_no_fast_path_however_slow() {
+    let outcomes = vec![
+        (Carrier::Kernel, series([100.0; 2])),
+        (Carrier::KernelAgain, series([200.0; 2])),
+    ];
+    assert!(report(vec![(200, outcomes)]).slower().is_empty());
+}
+
+#[test]
+fn more_events_are_not_slower() {
+    let events = |count| {
+        let series = Series {
+            unit: Unit::Count,
+            detail: false,
+            samples: vec![count; 2],
+        };
+        Ok(vec![("retransmits".to_owned(), series)])
+    };
+    let outcomes = vec![(Carrier::Kernel, events(2.0)), (Carrier::Flow, events(9.0))];
+    assert!(report(vec![(200, outcomes)]).slower().is_empty());
+}
+
+#[test]
+fn a_report_is_read_back_as_it_was_written() {
+    let mut written = beside_the_kernel([0.1, 0.2]);
+    written.tables[0]
+        .errors
+        .push((Carrier::Native, "lost".to_owned()));
+    let text = serde_json::to_string(&written).unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), written);
+}
+
+#[test]
+fn what_is_no_number_is_an_error_and_a_part_of_nothing_no_ratio() {
+    let report = report(vec![(
+        200,
+        vec![
+            (Carrier::Kernel, series([0.0; 2])),
+            (Carrier::KernelAgain, series([f64::NAN, 1.0])),
+            (Carrier::Flow, series([0.0, 1.0])),
+        ],
+    )]);
+    assert_eq!(report.tables[0].errors.len(), 1);
+    assert!(
+        report.tables[0]
+            .rows
+            .iter()
+            .all(|row| row.comparisons.is_empty())
+    );
+    let text = serde_json::to_string(&report).unwrap();
+    serde_json::from_str::<Report>(&text).unwrap();
+}
+
+#[test]
+fn every_sample_is_a_line_of_csv() {
+    let mut report = beside_the_kernel([10.5, 11.0]);
+    report.tables[0].rows[1].figure = "say \"x\", y".to_owned();
+    let mut csv = Vec::new();
+    report.csv(&mut csv).unwrap();
+    let lines = String::from_utf8(csv).unwrap();
+    let lines: Vec<_> = lines.lines().collect();
+    assert_eq!(lines.len(), 1 + 4);
+    assert_eq!(
+        lines[0],
+        "measure,backend,services,rules,bridge netfilter,figure,carrier,unit,round,value"
+    );
+    assert_eq!(
+        lines[2],
+        "forward,vxlan,200,iptables,true,UDP packet,kernel,ns,2,100"
+    );
+    assert_eq!(
+        lines[3],
+        "forward,vxlan,200,iptables,true,\"say \"\"x\"\", y\",\"fast path, flow\",ns,1,10.5"
+    );
 }

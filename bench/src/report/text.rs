@@ -5,17 +5,24 @@ use std::fmt::Write;
 use super::{Comparison, Report, Row, Table};
 use crate::{bounds::Verdict, measure::Unit};
 
+/// Red, and what was before (ECMA-48, Select Graphic Rendition).
+const RED: &str = "\x1b[31m";
+const PLAIN: &str = "\x1b[0m";
+
 impl Report {
-    /// All tables.
-    pub fn text(&self) -> String {
-        let mut text = format!(
-            "{} rounds on CPU {} ({}), kernel {}\n\
+    /// Where the fast path is slower than the kernel, in red if colours are wanted; then all tables.
+    pub fn text(&self, colours: bool) -> String {
+        let mut text = self.slower_text(colours);
+        let machine = &self.machine;
+        let _ = write!(
+            text,
+            "\n{} rounds on CPU {} ({}), kernel {}\n\
              MAD: median absolute deviation. RATIO: median of the ratios round by round (of counts: the difference), \
              with the interval that holds the true median by 95 %. NET: both less the generator.\n\
              0 services: no bridge netfilter, no conntrack and no rule at all, but for one rule for --fast-path=flow, \
              without which there is no conntrack to ask.\n\
              BOUND: what --fast-path=flow is to reach (goal in brackets). No hardware counters: ns of CPU time.\n",
-            self.effort.rounds, self.cpu, self.cpu_model, self.kernel
+            self.effort.rounds, machine.cpu, machine.cpu_model, machine.kernel
         );
         if self.counts_cycles() {
             text = text.replace(
@@ -33,6 +40,20 @@ impl Report {
                 let backend = table.setting.backend.name();
                 let _ = writeln!(text, "not measured: {}, {backend}: {figure}", table.measure);
             }
+        }
+        text
+    }
+
+    fn slower_text(&self, colours: bool) -> String {
+        let slower = self.slower();
+        if slower.is_empty() {
+            return "slower than the kernel: none\n".to_owned();
+        }
+        let (red, plain) = if colours { (RED, PLAIN) } else { ("", "") };
+        let mut text = format!("{red}slower than the kernel: {}{plain}\n", slower.len());
+        for slower in slower {
+            let (place, ratio) = (slower.place(), slower.ratio());
+            let _ = writeln!(text, "{red}  {place}: {ratio} times the kernel's{plain}");
         }
         text
     }
