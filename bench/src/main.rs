@@ -8,6 +8,7 @@ mod measure;
 mod meter;
 mod packets;
 mod path;
+mod remote;
 mod report;
 mod rounds;
 mod run;
@@ -33,12 +34,18 @@ struct Cli {
 
 /// What else it can do.
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Answers `bench client` on another node, in a pod or on the host; no root needed
+    Server(remote::server::Options),
+    /// Measures the way to a `bench server` on another node, by the kernel and by the fast path; no root needed
+    Client(remote::client::Options),
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.command, cli.run) {
-        (Some(command), _) => match command {},
+        (Some(Command::Server(options)), _) => remote::server::run(&options),
+        (Some(Command::Client(options)), _) => remote::client::run(&options),
         (None, Some(options)) => run::run(&options),
         (None, None) => unreachable!("clap asks for what is required"),
     };
