@@ -36,6 +36,9 @@ pub struct Options {
     /// The server's address or name, and its port.
     #[arg(long, value_name = "ADDR:PORT")]
     server: String,
+    /// How long to wait for the server to be there.
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    wait: Duration,
     /// How long each measurement takes.
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
     duration: Duration,
@@ -83,7 +86,6 @@ fn fast_mode(name: &str) -> Result<Mode, String> {
 /// # Errors
 /// If nothing can be measured, an agent does not do what it is asked for, or the report cannot be written.
 pub fn run(options: &Options) -> Result<bool> {
-    let address = resolve(&options.server)?;
     let agent = options
         .agent_socket
         .as_deref()
@@ -105,7 +107,7 @@ pub fn run(options: &Options) -> Result<bool> {
             agent.restore_and_end();
         }
     })?;
-    let (control, server) = Control::connect(address)?;
+    let (address, control, server) = connect(options)?;
     let target = Target {
         address,
         rate: options.udp_rate,
@@ -140,6 +142,22 @@ pub fn run(options: &Options) -> Result<bool> {
         serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
     }
     Ok(report.is_complete())
+}
+
+/// Connects to the server, again and again for as long as it is to be waited for.
+fn connect(options: &Options) -> Result<(SocketAddr, Control, Node)> {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    loop {
+        let connected = resolve(&options.server).and_then(|address| {
+            let (control, node) = Control::connect(address)?;
+            Ok((address, control, node))
+        });
+        if connected.is_ok() || start.elapsed() >= options.wait {
+            return connected;
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// The first address of the server's name.

@@ -137,7 +137,7 @@ impl Server {
             Purpose::One => {
                 stream.write_all(&first[1..])?;
                 // The client is to close first, as clients do.
-                stream.read(&mut first)?;
+                let _ = stream.read(&mut first)?;
             }
             Purpose::Control => drop(thread::spawn(move || {
                 // Its end is all that matters, and that is the same for all reasons.
