@@ -12,6 +12,7 @@ mod output;
 mod packets;
 mod path;
 mod progress;
+mod remote;
 mod report;
 mod rounds;
 mod run;
@@ -45,6 +46,10 @@ enum Command {
     Compare(compare::Options),
     /// Make a report's text, CSV and page again from its JSON file. Needs no root.
     Show(output::ShowOptions),
+    /// Answer `bench client` on another node, in a pod or on the host. Needs no root.
+    Server(remote::server::Options),
+    /// Measure the way to a `bench server` on another node, by the kernel and by the fast path. Needs no root.
+    Client(remote::client::Options),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         (Some(command), _) => match command {
             Command::Compare(options) => compare::run(&options),
             Command::Show(options) => output::show(&options),
+            Command::Server(options) => remote::server::run(&options),
+            Command::Client(options) => remote::client::run(&options),
         },
         (None, Some(options)) => run::run(&options, &cli.outputs),
         (None, None) => unreachable!("clap asks for what is required"),

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod endings;
+mod remote;
 mod traffic;
 
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     if let Some(keep) = std::env::var_os(CHILD_VARIABLE) {
         return endings::stay_up(keep == KEEP);
     }
-    let tests: [(&str, Test); 13] = [
+    let tests: [(&str, Test); 15] = [
         ("a_signal_leaves_nothing", endings::after_a_signal),
         (
             "leftovers_of_a_killed_process_go_with_the_next_start",
@@ -61,6 +62,14 @@ fn main() -> ExitCode {
             traffic::generators_unsound,
         ),
         ("captured_frames_are_flannels_vxlan", traffic::capture_vxlan),
+        (
+            "server_and_client_yield_all_figures",
+            remote::all_figures_come,
+        ),
+        (
+            "server_and_client_say_what_is_wrong",
+            remote::what_is_wrong_is_said,
+        ),
     ];
     let root = rustix::process::geteuid().is_root();
     if !root {

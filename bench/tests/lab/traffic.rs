@@ -24,7 +24,7 @@ use lab::{
 use crate::{cluster, ping};
 
 /// Two stock nodes with one pod each.
-fn pair() -> Result<(Cluster, Pod, Pod)> {
+pub(crate) fn pair() -> Result<(Cluster, Pod, Pod)> {
     let cluster = Cluster::start(cluster(vec![NodeConfig::stock(), NodeConfig::stock()], 1))?;
     let (from, to) = (
         cluster.node(1).pods()[0].clone(),

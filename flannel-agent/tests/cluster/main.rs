@@ -7,6 +7,7 @@
 mod away;
 mod bypass;
 mod cleanup;
+mod comparison;
 mod config;
 mod declined;
 mod dialog;

@@ -4,10 +4,10 @@ use lab::services::Form;
 
 use crate::support::{Outcome, Setting};
 use crate::{
-    away, bypass, cleanup, config, declined, differential, escape, fallback, floods, flow, flows,
-    headers, ipvs, kernels, life, marks, matrix, mixed, mtu, nodes, offloads, order, permission,
-    policies, repair, restart, routes, rules, scenarios, services, spoofing, tiers, window, wire,
-    xdp,
+    away, bypass, cleanup, comparison, config, declined, differential, escape, fallback, floods,
+    flow, flows, headers, ipvs, kernels, life, marks, matrix, mixed, mtu, nodes, offloads, order,
+    permission, policies, repair, restart, routes, rules, scenarios, services, spoofing, tiers,
+    window, wire, xdp,
 };
 
 /// A test of one backend on one path.
@@ -235,6 +235,14 @@ pub(crate) const FLOW: &[(&str, Test)] = &[
 
 /// Tests of flow permission that do not depend on what attests, with every backend.
 pub(crate) const FLOW_TRAFFIC: &[(&str, Test)] = &[
+    (
+        "a_comparison_measures_and_proves_both_paths",
+        comparison::both_paths_are_measured_and_proven,
+    ),
+    (
+        "a_comparison_gives_modes_back_when_interrupted",
+        comparison::modes_come_back_after_an_interruption,
+    ),
     (
         "random_packets_fare_alike",
         differential::random_packets_fare_alike,
