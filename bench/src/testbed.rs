@@ -50,6 +50,9 @@ pub enum Error {
     /// The cluster could not be built, as was said before.
     #[error("{0}")]
     NoBed(String),
+    /// The BPF programs cannot be run on single packets.
+    #[error("BPF programs on single packets: {0}")]
+    Programs(String),
     /// Packets are missing, or there are too many.
     #[error("{sent} packets were sent and {arrived} arrived")]
     Lost {

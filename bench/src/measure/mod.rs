@@ -2,6 +2,7 @@
 
 mod crr;
 mod forward;
+mod programs;
 mod rr;
 mod scale_flows;
 mod scale_nodes;
@@ -176,11 +177,13 @@ pub enum Name {
     ScaleFlows,
     /// Many nodes
     ScaleNodes,
+    /// Single runs of the BPF programs
+    Programs,
 }
 
 impl Name {
     /// All, in the order of the report.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Forward,
         Self::Rr,
         Self::Crr,
@@ -188,6 +191,7 @@ impl Name {
         Self::Slow,
         Self::ScaleFlows,
         Self::ScaleNodes,
+        Self::Programs,
     ];
 
     /// The measure, with nothing measured yet.
@@ -200,6 +204,7 @@ impl Name {
             Self::Slow => Box::new(slow::Slow),
             Self::ScaleFlows => Box::<scale_flows::ScaleFlows>::default(),
             Self::ScaleNodes => Box::<scale_nodes::ScaleNodes>::default(),
+            Self::Programs => Box::<programs::Programs>::default(),
         }
     }
 }
