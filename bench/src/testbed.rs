@@ -53,6 +53,9 @@ pub enum Error {
     /// The BPF programs cannot be run on single packets.
     #[error("BPF programs on single packets: {0}")]
     Programs(String),
+    /// The agent does not do what it is started for.
+    #[error("control plane: {0}")]
+    Control(String),
     /// Packets are missing, or there are too many.
     #[error("{sent} packets were sent and {arrived} arrived")]
     Lost {

@@ -1,5 +1,6 @@
 //! What is measured: one module each. A measure runs once per round and carrier, and yields figures.
 
+mod control;
 mod crr;
 mod forward;
 mod programs;
@@ -31,6 +32,12 @@ pub enum Unit {
     /// Time on the clock.
     #[serde(rename = "µs")]
     Microseconds,
+    /// Time on the clock or on the CPU, of what takes long.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Memory.
+    #[serde(rename = "KiB")]
+    Kibibytes,
     /// Instructions.
     Instructions,
     /// Events: compared by difference, since there may be none.
@@ -46,6 +53,8 @@ impl Unit {
             Self::Cycles => "cycles",
             Self::Nanoseconds => "ns",
             Self::Microseconds => "µs",
+            Self::Milliseconds => "ms",
+            Self::Kibibytes => "KiB",
             Self::Instructions => "instr",
             Self::Count => "count",
             Self::Percent => "%",
@@ -179,11 +188,13 @@ pub enum Name {
     ScaleNodes,
     /// Single runs of the BPF programs
     Programs,
+    /// The control plane: starts and changes with many leases
+    Control,
 }
 
 impl Name {
     /// All, in the order of the report.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Forward,
         Self::Rr,
         Self::Crr,
@@ -192,6 +203,7 @@ impl Name {
         Self::ScaleFlows,
         Self::ScaleNodes,
         Self::Programs,
+        Self::Control,
     ];
 
     /// The measure, with nothing measured yet.
@@ -205,6 +217,7 @@ impl Name {
             Self::ScaleFlows => Box::<scale_flows::ScaleFlows>::default(),
             Self::ScaleNodes => Box::<scale_nodes::ScaleNodes>::default(),
             Self::Programs => Box::<programs::Programs>::default(),
+            Self::Control => Box::<control::Control>::default(),
         }
     }
 }
