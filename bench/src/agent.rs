@@ -291,6 +291,16 @@ impl Agent {
             .check_running()
     }
 
+    /// The process id of the running agent.
+    ///
+    /// # Errors
+    /// If it was not started.
+    pub fn pid(&self) -> Result<u32> {
+        let daemon = self.daemon();
+        let daemon = daemon.as_ref().ok_or_else(|| self.not_running())?;
+        Ok(daemon.pid())
+    }
+
     /// All that the agent has printed, over all its runs.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()

@@ -182,24 +182,28 @@ pub(crate) fn last_lines(log: &Path) -> String {
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
+/// Name of the thread that starts all daemons. Whoever counts what it and its children do counts what daemons do from
+/// their first instruction on.
+pub const STARTER: &str = "daemon-starter";
+
 type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
 
 /// Starts a daemon from a thread that ends with the process only.
 fn spawn_on_lasting_thread(command: Command) -> std::io::Result<Child> {
-    static STARTER: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
+    static JOBS: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         let serve = move || {
             jobs.iter()
                 .for_each(|(mut command, reply)| drop(reply.send(command.spawn())))
         };
         thread::Builder::new()
-            .name("daemon-starter".to_owned())
+            .name(STARTER.to_owned())
             .spawn(serve)
             .expect("a process can start a thread");
         Mutex::new(sender)
     });
     let (reply, child) = mpsc::channel();
-    let starter = STARTER
+    let starter = JOBS
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clone();

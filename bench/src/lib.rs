@@ -38,6 +38,8 @@ pub mod netns;
 pub mod node;
 pub mod proc;
 pub mod process;
+#[cfg(feature = "programs")]
+pub mod programs;
 pub mod services;
 pub mod signals;
 pub mod state;

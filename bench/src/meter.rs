@@ -5,11 +5,16 @@
 //! apart.
 
 use std::{
-    fs,
+    fs, io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use lab::{Error, Result, error::IoContext};
+use lab::{Error, Result, daemon::STARTER, error::IoContext};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags},
+};
 use serde::Serialize;
 
 /// What cost is counted in.
@@ -33,9 +38,10 @@ pub struct Spent {
     pub instructions: Option<u64>,
 }
 
-/// `PERF_TYPE_HARDWARE`, `PERF_TYPE_SOFTWARE` and events of theirs (include/uapi/linux/perf_event.h).
+/// `PERF_TYPE_HARDWARE`, `PERF_TYPE_SOFTWARE`, `PERF_TYPE_TRACEPOINT` and events of theirs (include/uapi/linux/perf_event.h).
 const HARDWARE: u32 = 0;
 const SOFTWARE: u32 = 1;
+const TRACEPOINT: u32 = 2;
 const CPU_CYCLES: u64 = 0;
 const INSTRUCTIONS: u64 = 1;
 const TASK_CLOCK: u64 = 1;
@@ -64,10 +70,24 @@ const _: () = assert!(size_of::<Attributes>() == 64);
 /// Bit of [`Attributes::flags`]: threads count too that the counted one starts from now on.
 const INHERIT: u64 = 1 << 1;
 
-/// Counts one event of one thread and those that it starts, from its opening on.
-struct Counter(OwnedFd);
+/// Counts one event of one thread and of the threads and processes that it starts, from its opening on.
+pub struct Counter(OwnedFd);
 
 impl Counter {
+    /// Counts nanoseconds on the CPU.
+    ///
+    /// # Errors
+    /// If the kernel has no performance events, or does not permit them.
+    pub fn cpu_time(thread: i32) -> Result<Self> {
+        let thread_named = format_args!("thread {thread}");
+        Self::open(SOFTWARE, TASK_CLOCK, thread).context("count CPU time of", thread_named)
+    }
+
+    /// Counts system calls; none where the kernel has no tracepoint for them.
+    pub fn system_calls(thread: i32) -> Option<Self> {
+        Self::open(TRACEPOINT, system_call_event().ok()?, thread).ok()
+    }
+
     /// Thread 0 is the caller.
     fn open(kind: u32, event: u64, thread: i32) -> rustix::io::Result<Self> {
         let attributes = Attributes {
@@ -93,14 +113,15 @@ impl Counter {
         match i32::try_from(fd) {
             // SAFETY: the call has just made the descriptor, and nobody else knows it.
             Ok(fd) if fd >= 0 => Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) })),
-            _ => Err(
-                rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
-                    .unwrap_or(rustix::io::Errno::IO),
-            ),
+            _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
         }
     }
 
-    fn read(&self) -> Result<u64> {
+    /// How many there were until now.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn read(&self) -> Result<u64> {
         let mut bytes = [0; size_of::<u64>()];
         let read = rustix::io::read(&self.0, &mut bytes).context(
             "read",
@@ -202,21 +223,57 @@ impl Meter {
     }
 }
 
+/// The number of the tracepoint at the entry of every system call. Tracing's file system is mounted nowhere that anybody
+/// sees, in case nobody has mounted it.
+fn system_call_event() -> rustix::io::Result<u64> {
+    let context = mount::fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_create(&context)?;
+    let tracing = mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let path = "events/raw_syscalls/sys_enter/id";
+    let file = rustix::fs::openat(
+        &tracing,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let text = io::read_to_string(fs::File::from(file)).map_err(|_| Errno::IO)?;
+    text.trim().parse().map_err(|_| Errno::INVAL)
+}
+
+/// The thread that starts the lab's daemons: there once one was started.
+///
+/// # Errors
+/// If none was.
+pub fn daemon_starter() -> Result<i32> {
+    const THREADS: &str = "/proc/self/task";
+    thread_named(THREADS, STARTER)?
+        .ok_or_else(|| Error::Unsupported(format!("{THREADS} shows no {STARTER}")))
+}
+
+/// The thread or process of that name among those that a directory shows.
+fn thread_named(directory: &str, name: &str) -> Result<Option<i32>> {
+    let mut entries = fs::read_dir(directory)
+        .context("read", directory)?
+        .flatten();
+    Ok(entries.find_map(|entry| {
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        let id = entry.file_name().to_str()?.parse().ok()?;
+        (comm.trim_end() == name).then_some(id)
+    }))
+}
+
 /// The thread that carries what software interrupts of a CPU put off.
 fn ksoftirqd(cpu: usize) -> Result<i32> {
     let name = format!("ksoftirqd/{cpu}");
-    let entries = fs::read_dir("/proc").context("read", "/proc")?;
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .find(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/comm"))
-                .is_ok_and(|comm| comm.trim_end() == name)
-        })
-        .ok_or_else(|| {
-            Error::Unsupported(format!(
-                "/proc shows no {name}: run the benchmark in the machine's first process namespace"
-            ))
-        })
+    thread_named("/proc", &name)?.ok_or_else(|| {
+        Error::Unsupported(format!(
+            "/proc shows no {name}: run the benchmark in the machine's first process namespace"
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -224,6 +281,21 @@ mod tests {
     use std::{hint, time::Duration};
 
     use super::*;
+
+    #[test]
+    fn system_calls_are_counted() {
+        const CALLS: u64 = 1_000;
+        let Some(counter) = Counter::system_calls(0) else {
+            println!("skipped: this kernel does not count system calls, or not for this user");
+            return;
+        };
+        let before = counter.read().unwrap();
+        for _ in 0..CALLS {
+            let _ = rustix::process::getppid();
+        }
+        let counted = counter.read().unwrap() - before;
+        assert!((CALLS..2 * CALLS).contains(&counted), "{counted}");
+    }
 
     #[test]
     fn sleep_costs_nothing_and_work_costs() {

@@ -51,6 +51,12 @@ pub enum Error {
     /// The cluster could not be built, as was said before.
     #[error("{0}")]
     NoBed(String),
+    /// The BPF programs cannot be run on single packets.
+    #[error("BPF programs on single packets: {0}")]
+    Programs(String),
+    /// The agent does not do what it is started for.
+    #[error("control plane: {0}")]
+    Control(String),
     /// Packets are missing, or there are too many.
     #[error("{sent} packets were sent and {arrived} arrived")]
     Lost {

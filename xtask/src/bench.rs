@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
-    build::{self, AGENT_VARIABLE},
+    build::{self, AGENT_VARIABLE, OBJECT_VARIABLE, Objects},
     command,
     setup::{self, Scope, distro::as_root},
     workspace::Workspace,
@@ -34,7 +34,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let tools = setup::ensure(workspace, Scope::Lab)?;
     let objects = build::objects(workspace, &tools)?;
     let agent = build::agent(workspace, &objects)?;
-    let program = program(workspace)?;
+    let program = program(workspace, &objects)?;
     // sudo clears the environment.
     let mut benchmark = as_root("env")?;
     for (name, path) in [
@@ -57,10 +57,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     })
 }
 
-/// Builds the benchmark, optimised.
-fn program(workspace: &Workspace) -> Result<PathBuf> {
+/// Builds the benchmark, optimised, with the programs that it measures. They are part of the agent that it links.
+fn program(workspace: &Workspace, objects: &Objects) -> Result<PathBuf> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--release", "--package", BENCH, "--bin", BENCH]);
+    cargo.env(OBJECT_VARIABLE, objects.hooks()?);
     let made = build::programs(&mut cargo)?;
     made.into_iter()
         .find(|program| program.name == BENCH)

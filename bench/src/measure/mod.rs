@@ -1,7 +1,9 @@
 //! What is measured: one module each. A measure runs once per round and carrier, and yields figures.
 
+mod control;
 mod crr;
 mod forward;
+mod programs;
 mod rr;
 mod scale_flows;
 mod scale_nodes;
@@ -31,6 +33,12 @@ pub enum Unit {
     /// Time on the clock.
     #[serde(rename = "µs")]
     Microseconds,
+    /// Time on the clock or on the CPU, of what takes long.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Memory.
+    #[serde(rename = "KiB")]
+    Kibibytes,
     /// Instructions.
     Instructions,
     /// Events: compared by difference, since there may be none.
@@ -49,6 +57,8 @@ impl Unit {
             Self::Cycles => "cycles",
             Self::Nanoseconds => "ns",
             Self::Microseconds => "µs",
+            Self::Milliseconds => "ms",
+            Self::Kibibytes => "KiB",
             Self::Instructions => "instr",
             Self::Count => "count",
             Self::Percent => "%",
@@ -59,16 +69,20 @@ impl Unit {
     /// Whether more of it is slower: true of time and cycles, but not of events, shares and instructions.
     pub fn is_cost(self) -> bool {
         match self {
-            Self::Cycles | Self::Nanoseconds | Self::Microseconds => true,
-            Self::Instructions | Self::Count | Self::Percent | Self::PerSecond => false,
+            Self::Cycles | Self::Nanoseconds | Self::Microseconds | Self::Milliseconds => true,
+            Self::Kibibytes
+            | Self::Instructions
+            | Self::Count
+            | Self::Percent
+            | Self::PerSecond => false,
         }
     }
 
     /// Decimals that are worth reading.
     pub fn decimals(self) -> usize {
         match self {
-            Self::Microseconds => 2,
-            Self::Count | Self::PerSecond => 0,
+            Self::Microseconds | Self::Milliseconds => 2,
+            Self::Count | Self::PerSecond | Self::Kibibytes => 0,
             Self::Cycles | Self::Nanoseconds | Self::Instructions | Self::Percent => 1,
         }
     }
@@ -210,11 +224,15 @@ pub enum Name {
     ScaleFlows,
     /// Many nodes
     ScaleNodes,
+    /// Single runs of the BPF programs
+    Programs,
+    /// The control plane: starts and changes with many leases
+    Control,
 }
 
 impl Name {
     /// All, in the order of the report.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Forward,
         Self::Rr,
         Self::Crr,
@@ -223,6 +241,8 @@ impl Name {
         Self::Slow,
         Self::ScaleFlows,
         Self::ScaleNodes,
+        Self::Programs,
+        Self::Control,
     ];
 
     /// The measure, with nothing measured yet.
@@ -236,6 +256,8 @@ impl Name {
             Self::Slow => Box::new(slow::Slow),
             Self::ScaleFlows => Box::<scale_flows::ScaleFlows>::default(),
             Self::ScaleNodes => Box::<scale_nodes::ScaleNodes>::default(),
+            Self::Programs => Box::<programs::Programs>::default(),
+            Self::Control => Box::<control::Control>::default(),
         }
     }
 }

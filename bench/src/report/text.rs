@@ -95,8 +95,8 @@ impl Table {
 impl Row {
     fn write(&self, text: &mut String, figure: &str) {
         let summary = &self.summary;
-        // Numbers of a few microseconds need their decimals.
-        let digits = if self.unit == Unit::Microseconds {
+        // Numbers of a few microseconds or milliseconds need their decimals.
+        let digits = if matches!(self.unit, Unit::Microseconds | Unit::Milliseconds) {
             2
         } else {
             0

@@ -34,6 +34,32 @@ const LEASE_TTL: &str = "86400";
 /// What VXLAN over IPv4 adds to a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
 const VXLAN_OVERHEAD: u32 = 50;
 
+/// The kernel entries for a number of leases, as batches for `ip` and `bridge`.
+pub struct Entries(Commands);
+
+impl Entries {
+    /// Puts the batches together.
+    ///
+    /// # Errors
+    /// If the network config is malformed, or a lease says too little for its backend.
+    pub fn new(network_config: &str, leases: &[Lease]) -> Result<Self> {
+        let config = NetConf::parse(network_config)?;
+        let mut commands = Commands::default();
+        for lease in leases {
+            commands.peer(Verb::Replace, &config.backend, lease.subnet, lease)?;
+        }
+        Ok(Self(commands))
+    }
+
+    /// Runs them in a namespace.
+    ///
+    /// # Errors
+    /// If a command fails.
+    pub fn make(&self, netns: &Netns) -> Result<()> {
+        self.0.run(netns)
+    }
+}
+
 /// The stock flannel of one node.
 #[derive(Debug)]
 pub struct Stock {
@@ -82,12 +108,7 @@ impl Stock {
     /// # Errors
     /// For backends other than `vxlan` and `host-gw`, or if a command fails.
     pub fn start(&self) -> Result<()> {
-        let config: NetConf =
-            serde_json::from_str(&self.network_config).map_err(|error| Error::Parse {
-                what: "network config".to_owned(),
-                reason: error.to_string(),
-                text: self.network_config.clone(),
-            })?;
+        let config = NetConf::parse(&self.network_config)?;
         let network: Subnet = config.network.parse()?;
         let (value, mtu) = match config.backend.r#type.as_str() {
             "vxlan" => {

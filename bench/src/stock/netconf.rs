@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::error::{Error, Result};
+
 /// The parts of the network config that matter here, with upstream's defaults.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -11,6 +13,16 @@ pub(super) struct NetConf {
     pub(super) subnet_len: u8,
     #[serde(default)]
     pub(super) backend: Backend,
+}
+
+impl NetConf {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|error| Error::Parse {
+            what: "network config".to_owned(),
+            reason: error.to_string(),
+            text: text.to_owned(),
+        })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,25 +6,20 @@
 //! What a test run cannot show is where a redirected packet goes: that is known to the host tests of the decisions, and
 //! to tests with real interfaces.
 
-mod kernel;
 mod random;
-mod timing;
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
-use std::{env, fs};
 
 use flannel_agent::fastpath::object;
 use flannel_common::outcome::{Hook, Outcome, slot};
 use flannel_common::testing::fixtures::{self, Expected, Fixture, ProgramRun};
-use kernel::{Kernel, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS};
+use lab::programs::{
+    self, Kernel, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS,
+};
 use lab::signals;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-
-/// Names the object to run, also to the agent's build script.
-const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
 /// Why the hooks that learn cannot be tried on older kernels.
 const NO_ORIGIN: &str = "this kernel's test runs cannot say by which interface a packet came in";
@@ -75,9 +70,6 @@ fn main() -> ExitCode {
             Ok(Completion::Completed)
         }));
     }
-    if arguments.bench {
-        trials.extend(timing::trials(&kernel));
-    }
     // The trials go with the run; this is the last handle, which takes the namespace with it.
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(kernel);
@@ -127,13 +119,14 @@ fn start() -> Shared {
     if !rustix::process::geteuid().is_root() {
         return Err(NotRun::Skipped("BPF programs need root"));
     }
-    let object = match env::var_os(OBJECT_VARIABLE) {
-        Some(path) => fs::read(&path)
-            .map_err(|error| NotRun::Failed(format!("{}: {error}", path.display())))?
-            .into(),
-        None => Cow::Borrowed(object::bytes().ok_or(NotRun::Skipped(
-            "built without FLANNEL_EBPF_OBJECT, so without BPF programs",
-        ))?),
+    let object = match programs::bytes() {
+        Ok(Some(object)) => object,
+        Ok(None) => {
+            return Err(NotRun::Skipped(
+                "built without FLANNEL_EBPF_OBJECT, so without BPF programs",
+            ));
+        }
+        Err(error) => return Err(NotRun::Failed(format!("{error:#}"))),
     };
     match Kernel::load(&object) {
         Ok(kernel) => Ok(Arc::new(Mutex::new(kernel))),

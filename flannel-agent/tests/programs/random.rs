@@ -6,13 +6,13 @@ use flannel_common::decide::L3;
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::testing::fixtures::{self, End, Expected, Fixture, ProgramRun};
 use flannel_common::wire::{ipv4, tcp, vxlan};
+use lab::programs::Kernel;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::TestRunner;
 
 use crate::ends_as_expected;
-use crate::kernel::Kernel;
 
 /// Bytes that a decision may look at.
 const HEADERS: usize = L3 + vxlan::OVERHEAD + ipv4::LEN + tcp::MIN_LEN;

@@ -1,87 +1,71 @@
-//! The loaded programs with maps of their own, and a namespace with the interfaces that the packets name.
+//! The agent's BPF programs, loaded by its own code, with maps of their own and a namespace with the interfaces that the
+//! packets name: to be run on the named packets of `flannel_common`, for tests and measurements.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::mem::offset_of;
-use std::net::Ipv4Addr;
-use std::time::Duration;
+mod run;
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
-use aya::{Ebpf, TestRunOptions};
-use bytemuck::{Pod, Zeroable, bytes_of};
-use flannel_agent::fastpath::facts::Facts;
-use flannel_agent::fastpath::indexed::{Indexed, Numbered};
-use flannel_agent::fastpath::plain::Plain;
-use flannel_agent::fastpath::table::Table;
-use flannel_agent::fastpath::{Attest, Egress, object, tier};
-use flannel_common::decide::Topology as _;
-use flannel_common::flow::{Flow, FlowKey};
-use flannel_common::maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer};
-use flannel_common::outcome::{Hook, SLOTS};
-use flannel_common::testing::fixtures::{Expected, Fixture};
-use flannel_common::testing::memory::at;
-use flannel_common::testing::model::To;
-use flannel_common::testing::node::{self, DEVICES, Tables};
-use flannel_common::wire::Be32;
-use flannel_common::wire::vxlan;
-use lab::{Netns, process};
+use aya::{
+    Ebpf,
+    maps::{
+        Array, HashMap, Map, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+    programs::{Program, SchedClassifier},
+};
+use bytemuck::Pod;
+use flannel_agent::fastpath::{
+    Attest, Egress,
+    facts::Facts,
+    indexed::{Indexed, Numbered},
+    object,
+    plain::Plain,
+    table::Table,
+    tier,
+};
+use flannel_common::{
+    decide::Topology as _,
+    flow::{Flow, FlowKey},
+    maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer},
+    outcome::{Hook, SLOTS},
+    testing::{
+        fixtures::Fixture,
+        memory::at,
+        node::{self, DEVICES, Tables},
+    },
+    wire::Be32,
+};
+pub use run::{Ran, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS};
 use rustix::time::{ClockId, clock_gettime};
 
-/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT` of include/uapi/linux/pkt_cls.h.
-pub const TC_ACT_UNSPEC: i32 = -1;
-pub const TC_ACT_SHOT: i32 = 2;
-pub const TC_ACT_REDIRECT: i32 = 7;
+use crate::{netns::Netns, process};
 
-/// Room for the whole of it, which a test run writes, on any kernel.
-const LARGEST_CONTEXT: usize = 512;
+/// Names the object to run, also to the agent's build script.
+const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 
-/// `XDP_DROP` and `XDP_PASS` of include/uapi/linux/bpf.h.
-pub const XDP_DROP: i32 = 1;
-pub const XDP_PASS: i32 = 2;
+/// The BPF object that `FLANNEL_EBPF_OBJECT` names, such as another toolchain's, or else the one that was built in, if
+/// one was.
+///
+/// # Errors
+/// If the file that is named cannot be read.
+pub fn bytes() -> Result<Option<Cow<'static, [u8]>>> {
+    let Some(path) = env::var_os(OBJECT_VARIABLE) else {
+        return Ok(object::bytes().map(Cow::Borrowed));
+    };
+    let read = fs::read(&path);
+    let read = read.with_context(|| format!("cannot read {OBJECT_VARIABLE}={}", path.display()))?;
+    Ok(Some(read.into()))
+}
 
 /// How long ago anything of a fixture happened at most, and some time to spare.
 const OLDEST: Duration = Duration::from_secs(30);
-
-/// A bit of the packet's mark that is somebody else's.
-const OTHER_MARK: u32 = 1 << 20;
-
-/// `struct __sk_buff` of include/uapi/linux/bpf.h, as far as a test run takes anything from it.
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-#[repr(C)]
-struct SkBuff {
-    before_mark: [u32; 2],
-    mark: u32,
-    before_ingress_ifindex: [u32; 6],
-    ingress_ifindex: u32,
-    ifindex: u32,
-    before_gso_segs: [u32; 30],
-    gso_segs: u32,
-    before_gso_size: [u32; 2],
-    gso_size: u32,
-    padding: u32,
-}
-
-const _: () = assert!(
-    offset_of!(SkBuff, mark) == 8
-        && offset_of!(SkBuff, ingress_ifindex) == 36
-        && offset_of!(SkBuff, ifindex) == 40
-        && offset_of!(SkBuff, gso_segs) == 164
-        && offset_of!(SkBuff, gso_size) == 176
-);
-
-/// What a program made of a packet.
-pub struct Ran {
-    /// What it returned.
-    pub verdict: i32,
-    /// The packet afterwards.
-    pub frame: Vec<u8>,
-    /// Whether of its mark just what is somebody else's is left, and nothing of what goes into a pod.
-    pub mark_is_clean: bool,
-    /// Mean time of one run.
-    pub duration: Duration,
-}
 
 /// The programs, their maps and their interfaces.
 pub struct Kernel {
@@ -102,7 +86,10 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads every program of the object, as this kernel would have them and with attestation by the mark: that is what a
-    /// test run can set, while no packet in it has a conntrack entry.
+    /// test run can set, while no packet in it has a conntrack entry. Waits on a machine that was booted just now.
+    ///
+    /// # Errors
+    /// What the verifier says, or why there is no namespace.
     pub fn load(bytes: &[u8]) -> Result<Self> {
         // The oldest flows of the fixtures were attested when a machine that has just been booted was not there yet.
         if let Some(too_young) = OLDEST.checked_sub(Duration::from_nanos(monotonic())) {
@@ -111,7 +98,11 @@ impl Kernel {
         load(bytes, Attest::Auto)?;
         let mut bpf = load(bytes, Attest::Mark)?;
         let encapsulates = tier::egress(&mut bpf, Egress::Auto) == Egress::Encap;
-        let sets_origin = sets_origin(&bpf)?;
+        let name = Hook::AttestOut.name();
+        let program = bpf.program(name);
+        let program = program.with_context(|| format!("no program {name}"))?;
+        let program: &SchedClassifier = program.try_into()?;
+        let sets_origin = run::sets_origin(program);
         // Global variables are a map too, but not one of ours.
         let maps = bpf
             .maps()
@@ -157,6 +148,9 @@ impl Kernel {
     }
 
     /// Makes the maps hold exactly `tables`. The config goes into the slot that is not in use.
+    ///
+    /// # Errors
+    /// If a map refuses it.
     pub fn fill(&mut self, tables: &Tables) -> Result<()> {
         self.slot = (self.slot + 1) % CONFIG_SLOTS;
         self.config
@@ -191,6 +185,9 @@ impl Kernel {
     }
 
     /// All counters, summed over the processors.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
     pub fn counters(&self) -> Result<Vec<u64>> {
         (0..SLOTS)
             .map(|slot| Ok(self.counters.get(&slot, 0)?.iter().sum()))
@@ -198,89 +195,27 @@ impl Kernel {
             .context("COUNTERS")
     }
 
-    /// Runs the XDP program on a frame.
-    fn run_xdp(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
-        let program: &Xdp = self
-            .bpf
-            .program(fixture.hook.name())
-            .with_context(|| format!("no program {}", fixture.hook.name()))?
-            .try_into()?;
-        let mut frame = vec![0; fixture.frame.len()];
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(&fixture.frame),
-                data_out: Some(&mut frame),
-                repeat,
-                ..TestRunOptions::new()
-            })
-            .context("BPF_PROG_TEST_RUN")?;
-        frame.truncate(result.data_size_out as usize);
-        Ok(Ran {
-            verdict: result.return_value as i32,
-            frame,
-            mark_is_clean: true,
-            duration: result.duration,
-        })
+    /// Runs the fixture's program on its packet `repeat` times. Runs after the first get what the one before left.
+    ///
+    /// # Errors
+    /// If the kernel does not run it.
+    pub fn run(&self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
+        let mut ran = self.runs(fixture, repeat, 1)?;
+        ran.pop().context("BPF_PROG_TEST_RUN")
     }
 
-    /// Runs the fixture's program on its packet `repeat` times. Runs after the first get what the one before left.
-    pub fn run(&mut self, fixture: &Fixture, repeat: u32) -> Result<Ran> {
-        if fixture.hook == Hook::NicXdp {
-            return self.run_xdp(fixture, repeat);
-        }
-        let program: &SchedClassifier = self
-            .bpf
-            .program(fixture.hook.name())
-            .with_context(|| format!("no program {}", fixture.hook.name()))?
-            .try_into()?;
-        let mark = if fixture.attested {
-            fixture.tables.config.mark
-        } else {
-            0
-        };
-        let context = SkBuff {
-            mark: mark | OTHER_MARK,
-            ingress_ifindex: if self.sets_origin {
-                fixture.came_from
-            } else {
-                0
-            },
-            ifindex: fixture.device.index,
-            gso_size: fixture.gso_size,
-            gso_segs: (fixture.frame.len() as u32)
-                .checked_div(fixture.gso_size)
-                .unwrap_or(0),
-            ..SkBuff::default()
-        };
-        let mut frame = vec![0; fixture.frame.len() + vxlan::OVERHEAD];
-        let mut after = [0; LARGEST_CONTEXT];
-        let result = self
-            .netns
-            .run(|| {
-                program.test_run(TestRunOptions {
-                    data_in: Some(&fixture.frame),
-                    data_out: Some(&mut frame),
-                    ctx_in: Some(bytes_of(&context)),
-                    ctx_out: Some(&mut after),
-                    repeat,
-                    ..TestRunOptions::new()
-                })
-            })?
-            .context("BPF_PROG_TEST_RUN")?;
-        frame.truncate(result.data_size_out as usize);
-        let left: u32 = match fixture.expected {
-            Expected::Fast {
-                to: To::VethPeer(_),
-                ..
-            } if result.return_value as i32 == TC_ACT_REDIRECT => 0,
-            _ => OTHER_MARK,
-        };
-        Ok(Ran {
-            verdict: result.return_value as i32,
-            frame,
-            mark_is_clean: after[offset_of!(SkBuff, mark)..].starts_with(&left.to_ne_bytes()),
-            duration: result.duration,
-        })
+    /// The same several times, each with the packet as it was at first.
+    ///
+    /// # Errors
+    /// If the kernel does not run it.
+    pub fn runs(&self, fixture: &Fixture, repeat: u32, times: usize) -> Result<Vec<Ran>> {
+        let hook = fixture.hook.name();
+        let program = self.bpf.program(hook);
+        let program = program.with_context(|| format!("no program {hook}"))?;
+        let sets_origin = self.sets_origin;
+        let once = || run::once(program, fixture, sets_origin, repeat);
+        self.netns
+            .run(|| (0..times).map(|_| once()).collect::<Result<_>>())?
     }
 }
 
@@ -296,29 +231,6 @@ fn load(bytes: &[u8], attest: Attest) -> Result<Ebpf> {
         loaded.with_context(|| format!("loading program {name}, attestation by {attest:?}"))?;
     }
     Ok(bpf)
-}
-
-/// Asks the kernel whether a test run takes the interface that a packet came in by.
-fn sets_origin(bpf: &Ebpf) -> Result<bool> {
-    /// The loopback interface of any namespace.
-    const LOOPBACK: u32 = 1;
-    /// Any frame of a sufficient length will do.
-    const FRAME: [u8; 64] = [0; 64];
-    let name = Hook::AttestOut.name();
-    let program: &SchedClassifier = bpf
-        .program(name)
-        .with_context(|| format!("no program {name}"))?
-        .try_into()?;
-    let context = SkBuff {
-        ingress_ifindex: LOOPBACK,
-        ..SkBuff::default()
-    };
-    let options = TestRunOptions {
-        data_in: Some(&FRAME),
-        ctx_in: Some(bytes_of(&context)),
-        ..TestRunOptions::new()
-    };
-    Ok(program.test_run(options).is_ok())
 }
 
 /// The time on the clock of the programs.
