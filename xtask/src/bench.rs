@@ -1,6 +1,12 @@
 //! `cargo xtask bench`: set-up and build, then the benchmark with what was built.
 
-use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    io::IsTerminal,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -33,8 +39,20 @@ pub struct Options {
 pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let tools = setup::ensure(workspace, Scope::Lab)?;
     let objects = build::objects(workspace, &tools)?;
-    let agent = build::agent(workspace, &objects)?;
-    let program = program(workspace, &objects)?;
+    let mut benchmark = command(workspace, &objects)?;
+    benchmark.args(&options.arguments);
+    let status = command::lines(&mut benchmark, LIMIT, |line| println!("{line}"))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The benchmark, built with these objects, without arguments yet.
+pub fn command(workspace: &Workspace, objects: &Objects) -> Result<Command> {
+    let agent = build::agent(workspace, objects)?;
+    let program = program(workspace, objects)?;
     // sudo clears the environment.
     let mut benchmark = as_root("env")?;
     for (name, path) in [
@@ -48,13 +66,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     if std::io::stdout().is_terminal() && !declined {
         benchmark.arg("CLICOLOR_FORCE=1");
     }
-    benchmark.arg(program).args(&options.arguments);
-    let status = command::lines(&mut benchmark, LIMIT, |line| println!("{line}"))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    benchmark.arg(program);
+    Ok(benchmark)
 }
 
 /// Builds the benchmark, optimised, with the programs that it measures. They are part of the agent that it links.

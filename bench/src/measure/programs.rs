@@ -70,6 +70,10 @@ impl Measure for Programs {
         setting.backend == Backend::Vxlan && (setting.services == 0) != effort.quick
     }
 
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     fn rounds(&self, effort: &Effort) -> usize {
         effort.rounds.min(ROUNDS)
     }

@@ -1,7 +1,11 @@
 //! Datagrams in one direction between sockets: what one costs at a steady rate, and what arrives when the sender does
 //! nothing else.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    slice, thread,
+    time::{Duration, Instant},
+};
 
 use lab::traffic::rtt::Transport;
 
@@ -10,14 +14,14 @@ use crate::{
     meter::Meter,
     path::Expected,
     sockets::{self, Cpus, Offer, Pair},
-    testbed::{Result, STREAM_AGE},
-    variants::Carrier,
+    testbed::{Result, STREAM_AGE, STREAM_KEPT},
+    variants::{Carrier, Setting},
 };
 
 /// Datagrams per second of the steady rate: what the slowest path carries on one CPU beside both ends.
 const RATE: u32 = 20_000;
 /// How long is sent, and in a quick run.
-const TIME: Duration = Duration::from_millis(1_000);
+const TIME: Duration = Duration::from_millis(800);
 const QUICK_TIME: Duration = Duration::from_millis(400);
 /// Bytes of a datagram: few, and as many as fit into a packet on any path here.
 const SIZES: [usize; 2] = [64, 1_400];
@@ -29,8 +33,8 @@ const ONE_SLOW_OF: u64 = 20;
 /// See the module.
 #[derive(Default)]
 pub struct Udp {
-    /// Opened once per cluster: a flow is permitted two seconds later.
-    flows: BTreeMap<Carrier, Pair>,
+    /// Opened once per cluster, and when it was last used: a flow is permitted two seconds later.
+    flows: BTreeMap<Carrier, (Pair, Instant)>,
 }
 
 impl Measure for Udp {
@@ -46,6 +50,14 @@ impl Measure for Udp {
         )
     }
 
+    fn applies(&self, setting: Setting, effort: &Effort) -> bool {
+        setting.services > 0 || effort.full
+    }
+
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     fn carriers(&self) -> &'static [Carrier] {
         &[Carrier::Kernel, Carrier::KernelAgain, Carrier::Flow]
     }
@@ -59,17 +71,21 @@ impl Measure for Udp {
         let two = context.means.other_cpu.map(|server| Cpus { server, ..one });
         let bed = context.beds.get(carrier)?;
         // Gone if anything fails.
-        let pair = match self.flows.remove(&carrier) {
-            Some(pair) => pair,
-            None => Pair::open(bed.ends(), Transport::Udp)?,
+        let kept = self.flows.remove(&carrier);
+        let pair = match kept.filter(|(_, used)| used.elapsed() < STREAM_KEPT) {
+            Some((pair, _)) => pair,
+            None => {
+                let pair = Pair::open(bed.ends(), Transport::Udp)?;
+                sockets::round_trips(slice::from_ref(&pair), 1, 1, one)?;
+                if carrier.asks_the_kernel() {
+                    thread::sleep(STREAM_AGE);
+                }
+                pair
+            }
         };
         let mut figures = Vec::new();
         for size in SIZES {
-            sockets::round_trips(std::slice::from_ref(&pair), 1, 1, one)?;
-            if carrier.asks_the_kernel() {
-                thread::sleep(STREAM_AGE);
-            }
-            sockets::round_trips(std::slice::from_ref(&pair), WARM_UP, 1, one)?;
+            sockets::round_trips(slice::from_ref(&pair), WARM_UP, 1, one)?;
             let steady = Offer {
                 rate: Some(RATE),
                 time,
@@ -109,7 +125,7 @@ impl Measure for Udp {
                 Figure::detail(format!("{name}, lost"), Unit::Count, flood.lost() as f64),
             ]);
         }
-        self.flows.insert(carrier, pair);
+        self.flows.insert(carrier, (pair, Instant::now()));
         Ok(figures)
     }
 }

@@ -3,6 +3,7 @@
 //! A privileged suite that has executed nothing fails: green must mean executed. The last line is
 //! `N passed, N failed, N skipped`.
 
+mod benchmark;
 mod checks;
 mod runner;
 pub mod tally;
@@ -39,6 +40,9 @@ pub struct Options {
     /// Only clusters of network namespaces.
     #[arg(long)]
     cluster: bool,
+    /// Only the benchmark, quick.
+    #[arg(long)]
+    benchmark: bool,
     /// Only an old and a new kernel in virtual machines; `cargo xtask vm` boots others.
     #[arg(long)]
     vm: bool,
@@ -60,6 +64,7 @@ impl Options {
             (self.unit, Suite::Unit),
             (self.bpf, Suite::Bpf),
             (self.cluster, Suite::Cluster),
+            (self.benchmark, Suite::Benchmark),
             (self.vm, Suite::Vm),
         ];
         let any = chosen.iter().any(|(chosen, _)| *chosen);
@@ -82,6 +87,8 @@ pub enum Suite {
     Bpf,
     /// Clusters of network namespaces.
     Cluster,
+    /// The benchmark.
+    Benchmark,
     /// Other kernels in virtual machines.
     Vm,
 }
@@ -100,6 +107,7 @@ impl fmt::Display for Suite {
             Self::Unit => "unit",
             Self::Bpf => "bpf",
             Self::Cluster => "cluster",
+            Self::Benchmark => "benchmark",
             Self::Vm => "vm",
         })
     }
@@ -134,8 +142,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         let start = Instant::now();
         let tally = match suite {
             Suite::Build => checks::run(workspace, &runners, options)?,
-            // All of it or nothing: its tests have their names from the kernels.
-            Suite::Vm if options.filter.is_some() => Tally::default(),
+            // All of them or none.
+            Suite::Benchmark | Suite::Vm if options.filter.is_some() => Tally::default(),
+            Suite::Benchmark => benchmark::run(workspace, &objects)?,
             Suite::Vm => vm::suite(workspace, &runners.machine_programs()?)?,
             _ => runners.run(suite, options)?,
         };
@@ -180,13 +189,13 @@ fn complaint(reports: &[Report], filtered: bool) -> Option<String> {
 /// The table of suites, the names of what failed and what was skipped, and the closing line.
 fn summary(reports: &[Report], complaint: Option<&str>) -> String {
     let mut text = format!(
-        "\n{:8}{:>8}{:>8}{:>8}{:>10}\n",
+        "\n{:10}{:>8}{:>8}{:>8}{:>10}\n",
         "SUITE", "PASSED", "FAILED", "SKIPPED", "TIME"
     );
     let mut total = Tally::default();
     for report in reports {
         text += &format!(
-            "{:8}{:>8}{:>8}{:>8}{:>8.1} s\n",
+            "{:10}{:>8}{:>8}{:>8}{:>8.1} s\n",
             report.suite,
             report.tally.passed,
             report.tally.failed.len(),
@@ -251,9 +260,9 @@ mod tests {
         let text = summary(&reports, Some("the test run: 1 failed"));
         assert_eq!(
             text,
-            "\nSUITE     PASSED  FAILED SKIPPED      TIME\n\
-             unit         120       0       0     1.2 s\n\
-             cluster        3       1       1     1.2 s\n\
+            "\nSUITE       PASSED  FAILED SKIPPED      TIME\n\
+             unit           120       0       0     1.2 s\n\
+             cluster          3       1       1     1.2 s\n\
              skipped: cluster: wireguard: not root\n\
              failed: cluster: vxlan_ping\n\
              failed: the test run: 1 failed\n\
