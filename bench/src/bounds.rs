@@ -17,6 +17,8 @@ pub enum Base {
     KernelWithoutRules,
     /// The nodes themselves.
     Native,
+    /// `ip -batch` and `bridge -batch`.
+    Batch,
     /// Nothing: the figure itself is bounded.
     None,
 }
@@ -28,6 +30,7 @@ impl Base {
             Self::Kernel => "kernel",
             Self::KernelWithoutRules => "kernel, no rules",
             Self::Native => "native host",
+            Self::Batch => "ip -batch",
             Self::None => "(itself)",
         }
     }

@@ -1,6 +1,6 @@
 //! The benchmark: what forwarding a packet costs by the kernel's path and by the fast path, measured side by side.
 //!
-//! A row without its number makes the exit status 1.
+//! A row without its number makes the exit status 1, a bound that was to be asserted and is missed 3.
 
 mod bounds;
 mod compare;
@@ -55,21 +55,29 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.command, cli.run) {
-        (Some(command), _) => match command {
-            Command::Compare(options) => compare::run(&options),
-            Command::Show(options) => output::show(&options),
-            Command::Server(options) => remote::server::run(&options),
-            Command::Client(options) => remote::client::run(&options),
-        },
-        (None, Some(options)) => run::run(&options, &cli.outputs),
+        (Some(command), _) => command.run().map(|is_well| {
+            if is_well {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }),
+        (None, Some(options)) => run::run(&options, &cli.outputs).map(ExitCode::from),
         (None, None) => unreachable!("clap asks for what is required"),
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+impl Command {
+    fn run(&self) -> anyhow::Result<bool> {
+        match self {
+            Self::Compare(options) => compare::run(options),
+            Self::Show(options) => output::show(options),
+            Self::Server(options) => remote::server::run(options),
+            Self::Client(options) => remote::client::run(options),
         }
     }
 }

@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn what_is_left_is_judged_by_what_was() {
         let mut progress = Progress::new([("a", 3), ("b", 1)].into_iter());
-        let at = |seconds| progress_start() + Duration::from_secs(seconds);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
         progress.change("a", at(0));
         assert_eq!(progress.time_left(), None, "nothing is known yet");
         progress.change("a", at(10));
@@ -90,11 +91,5 @@ mod tests {
         progress.change("b", at(20));
         progress.change("a", at(22));
         assert_eq!(progress.time_left(), Some(Duration::from_secs(10)));
-    }
-
-    fn progress_start() -> Instant {
-        use std::sync::OnceLock;
-        static START: OnceLock<Instant> = OnceLock::new();
-        *START.get_or_init(Instant::now)
     }
 }

@@ -80,6 +80,17 @@ pub struct Comparison {
     pub verdict: Option<Verdict>,
 }
 
+/// An option whose value, if it is a path, is the file's name alone: reports are shown to others.
+fn without_folders(option: &str) -> String {
+    match option.rsplit_once('/') {
+        Some((folders, file)) => match folders.split_once('=') {
+            Some((name, _)) => format!("{name}={file}"),
+            None => file.to_owned(),
+        },
+        None => option.to_owned(),
+    }
+}
+
 impl Report {
     /// A report without measurements yet, about this machine.
     pub fn new(cpu: usize, effort: Effort) -> Self {
@@ -87,7 +98,7 @@ impl Report {
         Self {
             machine: Machine::here(cpu),
             options: options
-                .map(|option| option.to_string_lossy().into_owned())
+                .map(|option| without_folders(&option.to_string_lossy()))
                 .collect(),
             effort,
             tables: Vec::new(),
@@ -103,6 +114,7 @@ impl Report {
             ("packets per run", effort.packets.to_string()),
             ("flows", effort.flows.to_string()),
             ("quick", if effort.quick { "yes" } else { "no" }.to_owned()),
+            ("full", if effort.full { "yes" } else { "no" }.to_owned()),
         ]);
         facts
     }
@@ -178,11 +190,12 @@ impl Report {
                     (Base::Kernel, own, Carrier::Kernel),
                     (Base::KernelWithoutRules, without_rules, Carrier::Kernel),
                     (Base::Native, own, Carrier::Native),
+                    (Base::Batch, own, Carrier::Batch),
                 ];
                 let compared = bases.into_iter().filter_map(|(base, table, carrier)| {
                     let wanted = match row.carrier {
                         Carrier::Flow => true,
-                        Carrier::Kernel | Carrier::Generator => false,
+                        Carrier::Kernel | Carrier::Generator | Carrier::Batch => false,
                         _ => base == Base::Kernel,
                     };
                     let other = table.filter(|_| wanted)?.row(&row.figure, carrier)?;
@@ -191,7 +204,8 @@ impl Report {
                 });
                 row.comparisons = compared.collect();
                 let alone = own.is_some_and(Table::is_alone);
-                if bounded && (row.carrier == Carrier::Flow || alone) {
+                let is_judged = row.carrier == Carrier::Flow || (alone && row.carrier.is_fast());
+                if bounded && is_judged {
                     row.judge(bounds, &measure, setting);
                 }
                 // Of interest where it is asked for only.
@@ -228,17 +242,28 @@ impl Report {
         judged
             .filter(|(_, _, comparison)| comparison.verdict.is_some_and(|verdict| !verdict.met))
             .map(|(table, row, comparison)| {
-                let backend = table.setting.backend.name();
+                let (backend, label) = (table.setting.backend.name(), table.setting.label());
                 let base = comparison.base.name();
                 let value = comparison.summary.median;
                 let limit = comparison.verdict.map_or(0.0, |verdict| verdict.limit);
                 let Row { figure, .. } = row;
                 format!(
-                    "{}, {backend}: {figure} to {base}: {value:.3}, not {limit}",
+                    "{}, {backend}, {label}: {figure} to {base}: {value:.3}, not {limit}",
                     table.measure
                 )
             })
             .collect()
+    }
+
+    /// The bounded figures of measures that ran, and that nobody has asked about.
+    pub fn unmeasured(&self) -> impl Iterator<Item = String> {
+        self.tables.iter().flat_map(|table| {
+            let figures = table.unmeasured.iter();
+            figures.map(move |figure| {
+                let (backend, label) = (table.setting.backend.name(), table.setting.label());
+                format!("{}, {backend}, {label}: {figure}", table.measure)
+            })
+        })
     }
 
     /// How many figures are bounded.
@@ -260,8 +285,7 @@ impl Report {
 
     /// Whether cost is counted in cycles, which repeat, and not in time.
     pub fn counts_cycles(&self) -> bool {
-        let mut rows = self.tables.iter().flat_map(|table| &table.rows);
-        rows.any(|row| row.unit == Unit::Cycles)
+        self.machine.cost_unit == Some(Unit::Cycles)
     }
 
     /// Whether every measure has its numbers.

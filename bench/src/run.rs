@@ -1,6 +1,6 @@
 //! `bench`: builds the clusters, measures, reports.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -66,11 +66,11 @@ pub struct Options {
     assert: Option<PathBuf>,
 }
 
-/// Measures and reports; whether every row has its number.
+/// Measures and reports.
 ///
 /// # Errors
 /// If nothing can be measured, or the report cannot be written.
-pub fn run(options: &Options, outputs: &Outputs) -> Result<bool> {
+pub fn run(options: &Options, outputs: &Outputs) -> Result<Ending> {
     if !rustix::process::geteuid().is_root() {
         bail!("network namespaces and BPF need root");
     }
@@ -123,36 +123,67 @@ pub fn run(options: &Options, outputs: &Outputs) -> Result<bool> {
         Vec::new()
     };
     let settings = || usual.iter().chain(&more).copied();
-    let mut progress = Progress::new(settings().flat_map(|setting| {
+    let chosen = |setting| {
         let measures = names.iter().map(|name| name.measure());
-        let (usual, effort) = (&usual, &effort);
-        measures
-            .filter(move |measure| measure.applies(setting, effort))
-            .filter(move |measure| usual.contains(&setting) || measure.depends_on_rules())
-            .map(move |measure| (measure.name(), measure.rounds(effort)))
-    }));
+        let all = usual.contains(&setting);
+        let chosen = measures.filter(move |measure| {
+            measure.applies(setting, &effort) && (all || measure.depends_on_rules())
+        });
+        chosen.collect::<Vec<Box<dyn Measure>>>()
+    };
+    let all = settings().flat_map(chosen);
+    let mut progress = Progress::new(all.map(|measure| (measure.name(), measure.rounds(&effort))));
     for setting in settings() {
-        let mut measures: Vec<Box<dyn Measure>> = names
-            .iter()
-            .map(|name| name.measure())
-            .filter(|measure| measure.applies(setting, &effort))
-            .filter(|measure| usual.contains(&setting) || measure.depends_on_rules())
-            .collect();
+        let mut measures = chosen(setting);
         let outcomes = rounds::run(means, setting, effort, &mut measures, &mut progress);
         for (measure, outcomes) in measures.iter().zip(outcomes) {
             report.add(setting, &**measure, outcomes);
         }
     }
     report.compare(&bounds);
-    output::say(&report.text(output::colours()))?;
+    // First what is kept: a terminal can be gone by now.
     files.write(&report)?;
+    output::say(&report.text(output::colours()))?;
     let holds = options.assert.is_none() || holds(&report)?;
-    Ok(report.is_complete() && holds)
+    Ok(match (report.is_complete(), holds) {
+        (false, _) => Ending::Incomplete,
+        (true, false) => Ending::Missed,
+        (true, true) => Ending::Complete,
+    })
 }
 
-/// Whether nothing that was measured misses its bound, as far as this machine can tell.
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Every row has its number.
+    Complete,
+    /// Some have not.
+    Incomplete,
+    /// They have, and one misses a bound that was to be asserted.
+    Missed,
+}
+
+impl From<Ending> for ExitCode {
+    fn from(ending: Ending) -> Self {
+        /// Beside 1 for what went wrong, and 2 for options that are wrong.
+        const MISSED: u8 = 3;
+        match ending {
+            Ending::Complete => Self::SUCCESS,
+            Ending::Incomplete => Self::FAILURE,
+            Ending::Missed => Self::from(MISSED),
+        }
+    }
+}
+
+/// Whether nothing misses its bound, as far as this machine can tell.
 fn holds(report: &Report) -> Result<bool> {
-    let (missed, bounds) = (report.missed(), report.bounded());
+    let (mut missed, bounds) = (report.missed(), report.bounded());
+    // What nobody has measured must not pass for met.
+    missed.extend(
+        report
+            .unmeasured()
+            .map(|what| format!("{what}: not measured")),
+    );
     if !report.counts_cycles() {
         output::say(&format!(
             "skipped: {bounds} bounds are not asserted: this machine shows no hardware counters\n"

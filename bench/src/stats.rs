@@ -33,7 +33,7 @@ impl Summary {
     }
 }
 
-/// Where the true median lies, by 95 %: the bootstrap's percentiles.
+/// Where the true median lies, by at least 95 % if there are six samples or more.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Lower end.
@@ -43,27 +43,29 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Draws from the samples again and again, the same way in each run of the benchmark. Of fewer than five samples,
-    /// the ends are the smallest and the largest.
+    /// From the samples that so few lie beyond that chance would put the true median there once in twenty times at the
+    /// most: each sample lies on either side of it with the same probability, however they are distributed. Of fewer than
+    /// six samples the smallest and the largest, which promise less.
     pub fn of(samples: &[f64]) -> Option<Self> {
-        const DRAWS: usize = 2_000;
-        const OUTSIDE: usize = DRAWS / 40; // at each end
-        let summary = Summary::of(samples)?;
-        if samples.len() < 5 {
-            return Some(Self {
-                low: summary.min,
-                high: summary.max,
-            });
+        /// Outside, at both ends together.
+        const OUTSIDE: f64 = 0.05;
+        let sorted = sorted(samples.iter().copied());
+        let (first, last) = (0, sorted.len().checked_sub(1)?);
+        // The probability that exactly so many samples lie below the true median.
+        let mut exactly = 0.5f64.powi(sorted.len() as i32);
+        let mut at_most = exactly;
+        let mut beyond = 0;
+        while beyond < last {
+            exactly *= (sorted.len() - beyond) as f64 / (beyond + 1) as f64;
+            at_most += exactly;
+            if 2.0 * at_most > OUTSIDE {
+                break;
+            }
+            beyond += 1;
         }
-        let mut random = Random(1);
-        let medians = (0..DRAWS).map(|_| {
-            let drawn = samples.iter().map(|_| samples[random.below(samples.len())]);
-            middle(&sorted(drawn))
-        });
-        let medians = sorted(medians);
         Some(Self {
-            low: medians[OUTSIDE],
-            high: medians[DRAWS - 1 - OUTSIDE],
+            low: sorted[first + beyond],
+            high: sorted[last - beyond],
         })
     }
 
@@ -75,18 +77,6 @@ impl Interval {
     /// Whether a value may be the true one.
     pub fn contains(&self, value: f64) -> bool {
         (self.low..=self.high).contains(&value)
-    }
-}
-
-/// Marsaglia's xorshift, 64 bits: good enough to draw samples.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % limit
     }
 }
 
@@ -148,15 +138,24 @@ mod tests {
 
     #[test]
     fn an_interval_narrows_with_agreement_and_survives_an_outlier() {
-        let agreed = Interval::of(&[0.50, 0.51, 0.49, 0.50, 0.50, 0.51, 9.0]).unwrap();
+        let agreed = [0.50, 0.51, 0.49, 0.50, 0.50, 0.51, 0.50, 0.51, 9.0];
+        let agreed = Interval::of(&agreed).unwrap();
         assert!(agreed.low >= 0.49 && agreed.high <= 0.51, "{agreed:?}");
         let noisy = Interval::of(&[0.8, 1.2, 0.9, 1.1, 1.0, 0.7, 1.3]).unwrap();
-        assert!(
-            noisy.contains(1.0) && noisy.high - noisy.low > 0.2,
-            "{noisy:?}"
-        );
+        assert_eq!((noisy.low, noisy.high), (0.7, 1.3));
         let few = Interval::of(&[0.8, 1.2, 0.9]).unwrap();
         assert_eq!((few.low, few.high), (0.8, 1.2));
+    }
+
+    #[test]
+    fn as_many_samples_lie_beyond_as_tables_of_the_sign_test_say() {
+        for (samples, beyond) in [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (12, 2), (25, 7)] {
+            let numbers: Vec<f64> = (0..samples).map(|number| number as f64).collect();
+            let interval = Interval::of(&numbers).unwrap();
+            assert_eq!(interval.low as usize, beyond, "{samples}");
+            assert_eq!(interval.high as usize, samples - 1 - beyond, "{samples}");
+        }
+        assert_eq!(Interval::of(&[]), None);
     }
 
     #[test]

@@ -121,6 +121,8 @@ pub enum Carrier {
     Xdp,
     /// By the kernel from node to node, without pods and without a rule.
     Native,
+    /// No packets: `ip -batch` and `bridge -batch` set up what an agent would.
+    Batch,
     /// Nowhere: the sink takes them where they are made. Part of every other number that the generator makes.
     Generator,
 }
@@ -138,6 +140,7 @@ impl Carrier {
             Self::Bridge => "flow, bridge",
             Self::Xdp => "flow, xdp",
             Self::Native => "native host",
+            Self::Batch => "ip -batch",
             Self::Generator => "generator alone",
         }
     }
@@ -156,7 +159,7 @@ impl Carrier {
             Self::Kernel | Self::KernelAgain | Self::Generator => Some("off"),
             Self::Subnet => Some("subnet"),
             Self::Flow | Self::Vtep | Self::Assist | Self::Bridge | Self::Xdp => Some("flow"),
-            Self::Native => None,
+            Self::Native | Self::Batch => None,
         }
     }
 

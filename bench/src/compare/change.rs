@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     measure::Unit,
-    report::{Report, Row, Table},
+    report::{Report, Row, Table, slower::place},
     stats::Interval,
 };
 
@@ -39,18 +39,6 @@ pub fn same<'a>(report: &'a Report, table: &Table, row: &Row) -> Option<&'a Row>
         .find(|other| {
             other.figure == row.figure && other.carrier == row.carrier && other.unit == row.unit
         })
-}
-
-/// Where a figure is from, and whose it is.
-pub fn place(table: &Table, row: &Row) -> String {
-    format!(
-        "{}, {}, {}: {}, {}",
-        table.measure,
-        table.setting.backend.name(),
-        table.setting.label(),
-        row.figure,
-        row.carrier.name()
-    )
 }
 
 /// All rows of a report.

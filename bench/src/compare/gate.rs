@@ -6,10 +6,10 @@ use std::fmt::Write;
 use crate::{
     bounds::Base,
     measure::Unit,
-    report::{Comparison, Report, Row},
+    report::{Comparison, Report, Row, slower::place},
 };
 
-use super::change::{place, rows, same};
+use super::change::{rows, same};
 
 /// What became of the bounded figures.
 #[derive(Debug, Default)]

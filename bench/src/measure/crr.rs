@@ -107,9 +107,12 @@ fn percentiles(name: &str, times: Vec<Duration>) -> Vec<Figure> {
         (format!("{name}, p{percent}"), Unit::Microseconds, value)
     };
     let (median, late) = (figure(50.0), figure(99.0));
+    // One after the other.
+    let rate = times.0.len() as f64 / times.0.iter().sum::<Duration>().as_secs_f64();
     vec![
         Figure::new(median.0, median.1, median.2),
         Figure::detail(late.0, late.1, late.2),
+        Figure::detail(format!("{name}, rate"), Unit::PerSecond, rate),
     ]
 }
 

@@ -85,7 +85,10 @@ impl Measure for Forward {
         let rest: Vec<_> = both.map(remainder).collect();
         let mut figures = [whole, out, rest].concat();
         if full && !carrier.is_tier() {
-            figures.extend(variations(bed, setting.backend, flows, packets)?);
+            let more = variations(bed, setting.backend, flows, packets);
+            // Also where one failed: others send by this bed too.
+            bed.reshape(PAYLOAD, BATCH)?;
+            figures.extend(more?);
         }
         Ok(figures)
     }

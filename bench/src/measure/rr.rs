@@ -30,7 +30,7 @@ const MORE_KINDS: [Kind; 6] = [
 /// The most flows.
 const MOST: usize = 32;
 /// Requests of a run in all flows together, and in the quick one: enough for one in a thousand to be several.
-const REQUESTS: usize = 8_000;
+const REQUESTS: usize = 6_400;
 const QUICK_REQUESTS: usize = 3_200;
 /// Requests of each flow that go before.
 const WARM_UP: usize = 64;

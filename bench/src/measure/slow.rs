@@ -4,7 +4,7 @@ use super::{Context, Effort, Figure, Measure};
 use crate::{
     packets::{echo_request, one_way},
     testbed::{Result, WARM_UP},
-    variants::Carrier,
+    variants::{Carrier, Setting},
 };
 
 /// See the module.
@@ -22,6 +22,10 @@ impl Measure for Slow {
             effort.flows,
             packets(effort)
         )
+    }
+
+    fn applies(&self, setting: Setting, effort: &Effort) -> bool {
+        setting.services > 0 || effort.full
     }
 
     fn carriers(&self) -> &'static [Carrier] {

@@ -19,7 +19,7 @@ use crate::{
     path::Expected,
     sockets::{self, LIMIT},
     testbed::{Result, Testbed, WIRE},
-    variants::Carrier,
+    variants::{Carrier, Setting},
 };
 
 /// Streams at the same time.
@@ -90,6 +90,10 @@ impl Measure for Stream {
              that (no GRO)",
             megabytes.join(", ")
         )
+    }
+
+    fn applies(&self, setting: Setting, effort: &Effort) -> bool {
+        setting.services > 0 || effort.full
     }
 
     fn carriers(&self) -> &'static [Carrier] {

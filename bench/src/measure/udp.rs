@@ -11,9 +11,9 @@ use lab::traffic::rtt::Transport;
 
 use super::{Context, Effort, Figure, Measure, Unit};
 use crate::{
-    meter::Meter,
-    path::Expected,
-    sockets::{self, Cpus, Offer, Pair},
+    meter::{Meter, Spent},
+    path::{Expected, Reading},
+    sockets::{self, Cpus, Flood, Offer, Pair},
     testbed::{Result, STREAM_AGE, STREAM_KEPT},
     variants::{Carrier, Setting},
 };
@@ -21,8 +21,8 @@ use crate::{
 /// Datagrams per second of the steady rate: what the slowest path carries on one CPU beside both ends.
 const RATE: u32 = 20_000;
 /// How long is sent, and in a quick run.
-const TIME: Duration = Duration::from_millis(800);
-const QUICK_TIME: Duration = Duration::from_millis(400);
+const TIME: Duration = Duration::from_millis(500);
+const QUICK_TIME: Duration = Duration::from_millis(250);
 /// Bytes of a datagram: few, and as many as fit into a packet on any path here.
 const SIZES: [usize; 2] = [64, 1_400];
 /// Requests and answers that go before: UDP is permitted when it has been answered.
@@ -91,23 +91,22 @@ impl Measure for Udp {
                 time,
                 bytes: size,
             };
-            let least = u64::from(RATE) * time.as_millis() as u64 / 1_000;
-            let expected = if carrier.is_fast() {
-                Expected::AtLeast(least - least / ONE_SLOW_OF)
-            } else {
-                Expected::Exactly(0)
+            let expected = |datagrams: u64| {
+                if carrier.is_fast() {
+                    Expected::AtLeast(datagrams - datagrams / ONE_SLOW_OF)
+                } else {
+                    Expected::Exactly(0)
+                }
             };
             let name = format!("{size} bytes, {RATE}/s");
-            let ((flood, spent), unit) = bed.watch(expected, |_| {
-                sockets::pin(one.client)?;
-                let meter = Meter::open(one.client)?;
-                let (flood, spent) = meter.measure(|| sockets::flood(&pair, &steady, one))?;
-                Ok(((flood?, spent), meter.unit()))
-            })?;
+            let before = Reading::take(bed.cluster())?;
+            let ((flood, spent), unit) = metered(&pair, &steady, one)?;
+            let after = Reading::take(bed.cluster())?;
+            after.check(&before, [expected(flood.received); 2])?;
             figures.extend([
                 Figure::new(
                     format!("{name}, cost"),
-                    unit.into(),
+                    unit,
                     spent.cost as f64 / flood.received.max(1) as f64,
                 ),
                 Figure::new(format!("{name}, lost"), Unit::Count, flood.lost() as f64),
@@ -119,15 +118,34 @@ impl Measure for Udp {
             };
             let name = format!("{size} bytes, flat out");
             let flood = sockets::flood(&pair, &flat_out, two)?;
-            let received = flood.received as f64 / time.as_secs_f64();
+            Reading::take(bed.cluster())?.check(&after, [expected(flood.received); 2])?;
+            // What is to be less in the report's ratios, and what people ask for.
+            let rate = flood.received as f64 / time.as_secs_f64();
+            let each = 1e6 / rate.max(1.0);
             figures.extend([
-                Figure::new(format!("{name}, received"), Unit::PerSecond, received),
+                Figure::new(format!("{name}, per arrival"), Unit::Microseconds, each),
+                Figure::detail(format!("{name}, arrivals"), Unit::PerSecond, rate),
                 Figure::detail(format!("{name}, lost"), Unit::Count, flood.lost() as f64),
             ]);
         }
         self.flows.insert(carrier, (pair, Instant::now()));
         Ok(figures)
     }
+}
+
+/// On a thread of its own, which is pinned to the CPU that is metered.
+fn metered(pair: &Pair, offer: &Offer, cpus: Cpus) -> Result<((Flood, Spent), Unit)> {
+    thread::scope(|scope| {
+        let metered = scope.spawn(|| {
+            sockets::pin(cpus.client)?;
+            let meter = Meter::open(cpus.client)?;
+            let (flood, spent) = meter.measure(|| sockets::flood(pair, offer, cpus))?;
+            Ok(((flood?, spent), meter.unit().into()))
+        });
+        metered
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn time(effort: &Effort) -> Duration {

@@ -1,10 +1,13 @@
 //! Where the fast path is slower than the kernel: said before anything else.
 
 use super::{Comparison, Report, Row, Table};
-use crate::{bounds::Base, measure::Unit};
+use crate::bounds::Base;
 
 /// Equal to the kernel.
 pub const EQUAL: f64 = 1.0;
+
+/// Rounds without which two paths cannot be told apart.
+const FEWEST: usize = 2;
 
 /// A figure of the fast path that the kernel's is below.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +21,8 @@ pub struct Slower<'a> {
 }
 
 impl Report {
-    /// All of them, the slowest first: ratios of time and cost whose interval lies above 1, then those of rates whose
-    /// interval lies below. Figures that are only kept
+    /// All of them, the slowest first: ratios of time and cost whose interval lies above 1. Fewer than [`FEWEST`] rounds
+    /// tell nothing. Figures that are only kept
     /// in the JSON file count too, so that no late answers hide there.
     pub fn slower(&self) -> Vec<Slower<'_>> {
         let rows = self.tables.iter().flat_map(|table| {
@@ -27,15 +30,11 @@ impl Report {
             rows.map(move |row| (table, row))
         });
         let mut slower: Vec<_> = rows
-            .filter(|(_, row)| row.carrier.is_fast())
+            .filter(|(_, row)| row.carrier.is_fast() && row.unit.is_cost())
+            .filter(|(_, row)| row.samples.len() >= FEWEST)
             .filter_map(|(table, row)| {
                 let to_kernel = row.to_kernel()?;
-                let interval = to_kernel.interval;
-                let is_slower = match row.unit {
-                    Unit::PerSecond => interval.high < EQUAL,
-                    unit => unit.is_cost() && interval.low > EQUAL,
-                };
-                is_slower.then_some(Slower {
+                (to_kernel.interval.low > EQUAL).then_some(Slower {
                     table,
                     row,
                     to_kernel,
@@ -46,6 +45,18 @@ impl Report {
         slower.sort_by(|a, b| ratio(b).total_cmp(&ratio(a)));
         slower
     }
+}
+
+/// Where a figure is from, and whose it is.
+pub fn place(table: &Table, row: &Row) -> String {
+    format!(
+        "{}, {}, {}: {}, {}",
+        table.measure,
+        table.setting.backend.name(),
+        table.setting.label(),
+        row.figure,
+        row.carrier.name()
+    )
 }
 
 impl Row {
@@ -59,14 +70,7 @@ impl Row {
 impl Slower<'_> {
     /// Where it was measured, and what.
     pub fn place(&self) -> String {
-        format!(
-            "{}, {}, {}: {}, {}",
-            self.table.measure,
-            self.table.setting.backend.name(),
-            self.table.setting.label(),
-            self.row.figure,
-            self.row.carrier.name()
-        )
+        place(self.table, self.row)
     }
 
     /// How much slower.

@@ -50,7 +50,7 @@ fn ratios_are_to_the_kernel_with_and_without_the_generator() {
     assert_eq!(flow.net, Some(0.1));
     assert_eq!(flow.verdict.map(|verdict| verdict.met), Some(false));
     assert!(report.is_complete() && report.text(false).contains("MISSED"));
-    let unmeasured = "not measured: forward, vxlan: UDP packet to kernel, no rules";
+    let unmeasured = "not measured: forward, vxlan, 200 services: UDP packet to kernel, no rules";
     assert!(report.text(false).contains(unmeasured));
 }
 

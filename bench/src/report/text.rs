@@ -18,7 +18,7 @@ impl Report {
             text,
             "\n{} rounds on CPU {} ({}), kernel {}\n\
              MAD: median absolute deviation. RATIO: median of the ratios round by round (of counts: the difference), \
-             with the interval that holds the true median by 95 %. NET: both less the generator.\n\
+             with the interval that holds the true median by 95 % (of fewer than six rounds: smallest to largest). NET: both less the generator.\n\
              0 services: no bridge netfilter, no conntrack and no rule at all, but for one rule for --fast-path=flow, \
              without which there is no conntrack to ask.\n\
              BOUND: what --fast-path=flow is to reach (goal in brackets). No hardware counters: ns of CPU time.\n",
@@ -35,11 +35,8 @@ impl Report {
         }
         let (bounded, missed) = (self.bounded(), self.missed().len());
         let _ = writeln!(text, "\n{} of {bounded} bounds met", bounded - missed);
-        for table in &self.tables {
-            for figure in &table.unmeasured {
-                let backend = table.setting.backend.name();
-                let _ = writeln!(text, "not measured: {}, {backend}: {figure}", table.measure);
-            }
+        for figure in self.unmeasured() {
+            let _ = writeln!(text, "not measured: {figure}");
         }
         text
     }

@@ -88,7 +88,7 @@ impl Report {
                     table {
                         thead { tr {
                             th { "measure" } th { "setting" } th { "figure" } th { "path" }
-                            th.number { "times the kernel’s" } th.number { "95 % interval" }
+                            th.number { "times the kernel’s" } th.number { "interval" }
                         } }
                         @for slower in &slower {
                             @let interval = slower.to_kernel.interval;
@@ -165,8 +165,8 @@ impl Report {
             section {
                 h2 { "How to read it" }
                 p {
-                    "Every path is measured once in each round, in an order that rotates. A bar is the median of the rounds; "
-                    "its whisker is the interval that holds the true median by 95 % (bootstrap; with fewer than five rounds, "
+                    "Every path is measured once in each round, in an order that rotates; what takes long, in the last rounds only. A bar is the median of the rounds; "
+                    "its whisker is the interval that holds the true median by 95 % (sign test; with fewer than six rounds, "
                     "smallest to largest). A ratio is the median of the ratios round by round, with its own interval: below 1, "
                     "the path takes less than the kernel’s. "
                     strong { "Grey means no difference" } ": the interval includes 1. “Kernel again” is the same as “kernel” in another "

@@ -46,7 +46,7 @@ fn rows(rows: &[&Row], colours: &Colours) -> Markup {
                     th { "figure" } th { "path" }
                     th.number { "median" } th.number { "MAD" } th.number { "min" } th.number { "max" } th { "" }
                     @if columns.comparisons {
-                        th { "to" } th.number { "ratio" } th.number { "95 % interval" }
+                        th { "to" } th.number { "ratio" } th.number { "interval" }
                         @if columns.net { th.number { "net" } }
                         th { "" }
                     }
