@@ -17,7 +17,7 @@ use super::protocol::{FastPath, Mode};
 
 /// The agent answers within milliseconds; one that does not is stuck.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the agent may take until BPF carries packets.
+/// How long the agent may take until it has a mode, and BPF carries packets.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -126,7 +126,7 @@ impl Agent {
             state.found = Some(self.mode()?);
         }
         let deadline = Instant::now() + SETTLE;
-        let mut status = self.request(wanted)?;
+        let mut status = self.request(wanted, deadline)?;
         // The rule that marks, if flows are attested by one, takes a moment to be written.
         while wanted != Mode::Off && !status.fast_path.active {
             if Instant::now() > deadline {
@@ -153,7 +153,7 @@ impl Agent {
             return Ok(None);
         };
         // Not whether packets take that path: it may not have been active before.
-        self.request(found)?;
+        self.request(found, Instant::now() + SETTLE)?;
         state.found = None;
         Ok(Some(found))
     }
@@ -175,17 +175,23 @@ impl Agent {
         }
     }
 
-    /// Asks for a mode; the status after it.
-    fn request(&self, wanted: Mode) -> Result<Status, Error> {
+    /// Asks for a mode, again and again: an agent that is busy answers with what it had. The status with that mode.
+    fn request(&self, wanted: Mode, deadline: Instant) -> Result<Status, Error> {
         // What `flannel-agent fast-path` sends.
-        let status = self.ask(&format!("fast-path {wanted}\n"))?;
-        if status.fast_path.mode == wanted.name() {
-            return Ok(status);
+        let request = format!("fast-path {wanted}\n");
+        loop {
+            let status = self.ask(&request)?;
+            if status.fast_path.mode == wanted.name() {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Kept {
+                    wanted,
+                    found: status.fast_path.mode,
+                });
+            }
+            sleep(PAUSE);
         }
-        Err(Error::Kept {
-            wanted,
-            found: status.fast_path.mode,
-        })
     }
 
     fn ask(&self, request: &str) -> Result<Status, Error> {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, builder::RangedU64ValueParser};
 
 use super::{
@@ -18,13 +18,12 @@ use super::{
     load::{Done, Kind, Target},
     order,
     proof::{self, Path, Proof, Reading},
-    protocol::{Mode, Node},
+    protocol::{LONGEST_MEASUREMENT, Mode, Node},
     report::{Report, Rounds},
 };
 
-/// Shortest and longest measurement: below, CPU time's ticks say nothing; above, nobody would wait.
+/// Shortest measurement: below, CPU time's ticks say nothing.
 const SHORTEST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(600);
 /// Bytes of a datagram: its kind and number at the least; one packet without fragments on any pod network at the most.
 const SIZES: std::ops::RangeInclusive<u64> = 9..=1400;
 /// Datagrams per second.
@@ -65,13 +64,13 @@ pub struct Options {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if (SHORTEST..=LONGEST).contains(&duration) {
+    if (SHORTEST..=LONGEST_MEASUREMENT).contains(&duration) {
         return Ok(duration);
     }
     Err(format!(
         "give {} to {}",
         humantime::format_duration(SHORTEST),
-        humantime::format_duration(LONGEST)
+        humantime::format_duration(LONGEST_MEASUREMENT)
     ))
 }
 
@@ -129,18 +128,14 @@ pub fn run(options: &Options) -> Result<bool> {
         target,
         options,
     };
-    match session.run(report.paths()) {
-        Ok(rounds) => report.add(rounds),
-        // The signal's thread restores, and ends the process.
-        Err(error) if matches!(error.downcast_ref(), Some(agent::Error::Ending)) => loop {
-            thread::park();
-        },
-        Err(error) => return Err(error),
-    }
+    let (rounds, outcome) = session.run(report.paths());
+    // What has been measured is shown whatever failed after it: it took minutes.
+    report.add(rounds);
     print!("{}", report.text());
-    if let Some(file) = json {
-        serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")?;
-    }
+    let written = json.map_or(Ok(()), |file| {
+        serde_json::to_writer_pretty(file, &report).context("cannot write the JSON file")
+    });
+    outcome.and(written)?;
     Ok(report.is_complete())
 }
 
@@ -177,10 +172,28 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Measures all rounds, and gives both agents their modes back.
-    fn run(mut self, paths: &[Path]) -> Result<Rounds> {
+    /// Measures all rounds, and gives both agents their modes back; what was measured until something failed, and that.
+    fn run(mut self, paths: &[Path]) -> (Rounds, Result<()>) {
+        // Once more, if it fails below, and after a panic.
         let _restoring = self.agent.map(Restoring);
         let mut rounds = Rounds::default();
+        let measured = self.rounds(paths, &mut rounds);
+        if let Err(error) = &measured
+            && matches!(error.downcast_ref(), Some(agent::Error::Ending))
+        {
+            // The signal's thread restores, and ends the process.
+            loop {
+                thread::park();
+            }
+        }
+        let outcome = match (measured, self.restore()) {
+            (Err(error), Err(also)) => Err(anyhow!("{error:#}; {also:#}")),
+            (measured, restored) => measured.and(restored),
+        };
+        (rounds, outcome)
+    }
+
+    fn rounds(&mut self, paths: &[Path], rounds: &mut Rounds) -> Result<()> {
         let start = Instant::now();
         for round in 0..usize::from(self.options.rounds) {
             for (kind, path) in order::of(round, paths) {
@@ -205,13 +218,19 @@ impl Session<'_> {
                 }
             }
         }
-        if let Some(agent) = self.agent {
-            agent.restore()?;
+        Ok(())
+    }
+
+    /// Gives both agents their modes back: the failure of one is no reason to leave the other.
+    fn restore(&mut self) -> Result<()> {
+        let here = self.agent.map_or(Ok(None), Agent::restore);
+        let here = here.context("the agent of this node has not got its mode back");
+        let there = self.control.restore();
+        let there = there.context("the agent of the server's node has not got its mode back");
+        match (here, there) {
+            (Err(here), Err(there)) => Err(anyhow!("{here:#}; {there:#}")),
+            (here, there) => here.and(there).map(drop),
         }
-        self.control
-            .restore()
-            .context("the agent of the server's node has not got its mode back")?;
-        Ok(rounds)
     }
 
     /// Has both agents take a path.

@@ -13,7 +13,7 @@ use super::protocol::{
 /// How long the server may take to be reached.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to answer: it waits for its agent, and for another client's end.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why the server does not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,7 @@ impl Control {
         let connect = || -> io::Result<TcpStream> {
             let mut stream = TcpStream::connect_timeout(&to, CONNECT_LIMIT)?;
             stream.set_nodelay(true)?;
+            protocol::keep_alive(&stream)?;
             stream.set_write_timeout(Some(IDLE_LIMIT))?;
             stream.set_read_timeout(Some(ANSWER_LIMIT))?;
             stream.write_all(&Purpose::Control.bytes())?;

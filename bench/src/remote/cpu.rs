@@ -27,6 +27,21 @@ pub fn busy() -> Result<u64, Error> {
     Ok(ticks * (NANOSECONDS / rustix::param::clock_ticks_per_second().max(1)))
 }
 
+/// How many CPUs of the node are online, whichever of them this process may use.
+///
+/// # Errors
+/// If the file is not there.
+pub fn number() -> Result<usize, Error> {
+    Ok(lines_of_cpus(&fs::read_to_string(FILE)?))
+}
+
+fn lines_of_cpus(stat: &str) -> usize {
+    let numbers = stat.lines().filter_map(|line| line.strip_prefix("cpu"));
+    numbers
+        .filter(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+        .count()
+}
+
 /// All but idle, waiting for disks, and stolen by other machines. Guests' time is part of user mode's.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let numbers = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
@@ -50,6 +65,12 @@ mod tests {
         assert_eq!(busy_ticks(stat), Some(54_321));
         assert_eq!(busy_ticks("cpu  1 2 3 4"), None);
         assert_eq!(busy_ticks("intr 1 2 3 4 5 6 7"), None);
+    }
+
+    #[test]
+    fn each_cpu_has_a_line() {
+        let stat = "cpu  1 2 3\ncpu0 1 2 3\ncpu11 1 2 3\nintr 1 2\n";
+        assert_eq!(lines_of_cpus(stat), 2);
     }
 
     #[test]

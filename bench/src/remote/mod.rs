@@ -5,12 +5,13 @@
 //! the server's counts and for another mode of its node's agent.
 //!
 //! - [`protocol`]: what goes over the control connection.
-//! - [`server`]: who answers, to one client at a time.
+//! - [`server`]: who answers, to one client at a time; [`admission`] says to whom.
 //! - [`client`]: the rounds; [`order`] says in which order, [`load`] holds the traffic, [`proof`] which path it took.
 //! - [`agent`]: the mode of a node's agent, and its restoration.
 //! - [`cpu`]: the CPU time of a node.
 //! - [`report`]: what is said in the end.
 
+mod admission;
 pub mod agent;
 pub mod client;
 mod control;

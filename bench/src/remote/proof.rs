@@ -195,6 +195,13 @@ pub struct Proof {
     pub verdict: Verdict,
 }
 
+impl Proof {
+    /// Whether packets may not have taken the path that was chosen.
+    pub fn is_lacking(&self) -> bool {
+        matches!(self.verdict, Verdict::Lacking(_))
+    }
+}
+
 /// Sends probes until all but a few of a probe's packets take the path, or it has taken too long; what was counted for
 /// the last one, and what was missing.
 ///

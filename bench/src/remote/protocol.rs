@@ -6,12 +6,16 @@
 use std::{
     fmt,
     io::{self, Read, Write},
+    net::TcpStream,
     time::Duration,
 };
 
 use clap::ValueEnum;
 use lab::status::Counters;
+use rustix::net::sockopt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::cpu;
 
 /// The version of all that follows. It changes with every change that the other side would notice.
 pub const VERSION: u32 = 1;
@@ -21,6 +25,15 @@ pub const PORT: u16 = 5210;
 const LONGEST: u32 = 64 << 10;
 /// How long the server keeps a connection on which nothing comes.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// The longest measurement: nobody would wait for more. The control connection is silent meanwhile.
+pub const LONGEST_MEASUREMENT: Duration = Duration::from_secs(600);
+/// How long a client may be silent: the longest measurement, its last answers, and what comes before the next one.
+pub const SILENCE_LIMIT: Duration = LONGEST_MEASUREMENT.saturating_add(Duration::from_secs(60));
+/// A peer that is silent for so long is asked whether it is still there, so often, and then given up.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_PROBES: u32 = 3;
+/// How long what was sent may stay without acknowledgment, in milliseconds: nothing is probed meanwhile.
+const UNACKNOWLEDGED_MS: u32 = 20_000;
 
 /// Why a message could not be exchanged.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +144,8 @@ impl Node {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
-            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            // Not those that this process may use, which a container or a mask may limit.
+            cpus: cpu::number().unwrap_or(0),
             agent,
         }
     }
@@ -194,6 +208,19 @@ impl Purpose {
 pub const ANSWER: u8 = b'a';
 /// The first byte of a datagram that is only counted.
 pub const COUNT: u8 = b'n';
+
+/// Makes a connection fail when the other machine is gone, whether or not anything is under way to it.
+///
+/// # Errors
+/// If the system does not take the options.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS)?;
+    Ok(())
+}
 
 /// Writes a message.
 ///

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -21,29 +21,25 @@ use clap::Args;
 use rustix::net::sockopt;
 
 use super::{
+    admission::{Connections, Place, Until},
     agent::{Agent, Restoring},
     cpu,
     protocol::{
-        self, ANSWER, Answer, COUNT, Counts, IDLE_LIMIT, Node, PORT, Purpose, Request, VERSION,
+        self, ANSWER, Answer, COUNT, Counts, IDLE_LIMIT, Node, PORT, Purpose, Request,
+        SILENCE_LIMIT, VERSION,
     },
 };
 
 /// Threads that accept connections. One that waits for the first bytes of a connection must not keep others waiting.
 const ACCEPTORS: usize = 4;
-/// How long a new client waits for the last one's end: its agent may be getting its mode back.
-const ADMISSION_LIMIT: Duration = Duration::from_secs(5);
-/// Pause between two looks at it.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long a connection may take to say what it is for, and a client to say hello.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes per read at most; no datagram is larger.
 const BUFFER: usize = 128 << 10;
 /// What the socket's buffer for datagrams is asked to hold, in bytes; the system grants less (`net.core.rmem_max`).
 const DATAGRAM_BUFFER: usize = 4 << 20;
-/// A client that is silent for so long is asked whether it is still there, so often, and then given up.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_PROBES: u32 = 3;
-
 /// Where to listen, and whose mode to change.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -66,7 +62,8 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     let server = Arc::new(Server {
         agent,
-        client: Mutex::default(),
+        place: Place::default(),
+        connections: Connections::default(),
         datagrams: AtomicU64::new(0),
     });
     let ending = Arc::clone(&server);
@@ -103,7 +100,9 @@ fn open(address: SocketAddr) -> io::Result<(TcpListener, UdpSocket)> {
 struct Server {
     agent: Option<Agent>,
     /// Who holds the control connection.
-    client: Mutex<Option<IpAddr>>,
+    place: Place,
+    /// Those with a thread of their own.
+    connections: Connections,
     /// How many datagrams of floods have arrived.
     datagrams: AtomicU64,
 }
@@ -121,14 +120,21 @@ impl Server {
 
     fn connection(self: &Arc<Self>, mut stream: TcpStream, from: IpAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(IDLE_LIMIT))?;
+        let deadline = Instant::now() + GREETING_LIMIT;
         stream.set_write_timeout(Some(IDLE_LIMIT))?;
         let mut first = [0; 2];
-        stream.read_exact(&mut first)?;
+        let mut greeting = Until {
+            stream: &stream,
+            deadline,
+        };
+        greeting.read_exact(&mut first)?;
+        if Purpose::of(first[0]) != Some(Purpose::Control) {
+            stream.set_read_timeout(Some(IDLE_LIMIT))?;
+        }
         let Some(purpose) = Purpose::of(first[0]) else {
             return Ok(());
         };
-        if purpose != Purpose::Control && !self.serves(from) {
+        if purpose != Purpose::Control && !self.place.serves(from) {
             return Ok(());
         }
         let server = Arc::clone(self);
@@ -139,18 +145,40 @@ impl Server {
                 // The client is to close first, as clients do.
                 let _ = stream.read(&mut first)?;
             }
-            Purpose::Control => drop(thread::spawn(move || {
-                // Its end is all that matters, and that is the same for all reasons.
-                let _ = server.control(stream, from);
-            })),
-            Purpose::Echo => drop(thread::spawn(move || echo(stream))),
-            Purpose::Sink => drop(thread::spawn(move || sink(stream))),
+            // Its end is all that matters, and that is the same for all reasons.
+            Purpose::Control => self.spawn(move || drop(server.control(stream, from, deadline)))?,
+            Purpose::Echo => self.spawn(move || drop(echo(stream)))?,
+            Purpose::Sink => self.spawn(move || drop(sink(stream)))?,
         }
         Ok(())
     }
 
-    fn control(&self, mut stream: TcpStream, from: IpAddr) -> Result<(), protocol::Error> {
-        let Some(hello) = protocol::read::<Request>(&mut stream)? else {
+    /// Gives a connection a thread, or closes it: if there are too many, or the system has none left.
+    fn spawn(&self, connection: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let Some(taken) = self.connections.take() else {
+            return Ok(());
+        };
+        let run = move || {
+            let _taken = taken;
+            connection();
+        };
+        thread::Builder::new()
+            .name("connection".to_owned())
+            .spawn(run)
+            .map(drop)
+    }
+
+    fn control(
+        &self,
+        mut stream: TcpStream,
+        from: IpAddr,
+        deadline: Instant,
+    ) -> Result<(), protocol::Error> {
+        let mut greeting = Until {
+            stream: &stream,
+            deadline,
+        };
+        let Some(hello) = protocol::read::<Request>(&mut greeting)? else {
             return Ok(());
         };
         if hello != (Request::Hello { version: VERSION }) {
@@ -159,13 +187,15 @@ impl Server {
             );
             return protocol::write(&mut stream, &Answer::Refused(why));
         }
-        let Some(_admitted) = self.admit(from) else {
+        let Some(_admitted) = self.place.admit(from) else {
             let why = "another client is being served: wait for its end".to_owned();
             return protocol::write(&mut stream, &Answer::Refused(why));
         };
         // Restored before the next client is admitted.
         let _restoring = self.agent.as_ref().map(Restoring);
-        keep_alive(&stream)?;
+        protocol::keep_alive(&stream)?;
+        // A client that hangs must not keep the mode and the place for ever, though its machine is there.
+        stream.set_read_timeout(Some(SILENCE_LIMIT))?;
         let answer = match self.agent.as_ref().map(Agent::mode).transpose() {
             Ok(mode) => Answer::Hello(Node::this(mode)),
             Err(error) => Answer::Refused(error.to_string()),
@@ -204,31 +234,6 @@ impl Server {
         })
     }
 
-    /// Makes an address that of the client, for as long as what it returns lives.
-    fn admit(&self, from: IpAddr) -> Option<Admitted<'_>> {
-        let deadline = Instant::now() + ADMISSION_LIMIT;
-        loop {
-            let mut client = self.client();
-            if client.is_none() {
-                *client = Some(from);
-                return Some(Admitted(self));
-            }
-            drop(client);
-            if Instant::now() > deadline {
-                return None;
-            }
-            thread::sleep(PAUSE);
-        }
-    }
-
-    fn serves(&self, from: IpAddr) -> bool {
-        *self.client() == Some(from)
-    }
-
-    fn client(&self) -> MutexGuard<'_, Option<IpAddr>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn datagrams(&self, socket: &UdpSocket) {
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -236,7 +241,7 @@ impl Server {
             let Ok((length, from)) = socket.recv_from(&mut buffer) else {
                 continue;
             };
-            if !self.serves(from.ip()) {
+            if !self.place.serves(from.ip()) {
                 continue;
             }
             match buffer[..length].first() {
@@ -247,25 +252,6 @@ impl Server {
             }
         }
     }
-}
-
-/// The client's place, free again when it goes.
-struct Admitted<'a>(&'a Server);
-
-impl Drop for Admitted<'_> {
-    fn drop(&mut self) {
-        *self.0.client() = None;
-    }
-}
-
-/// Waits for requests for as long as the client's machine is there.
-fn keep_alive(stream: &TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(None)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
-    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE)?;
-    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_PROBES)?;
-    Ok(())
 }
 
 fn echo(mut stream: TcpStream) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //! that were found come back, also when the client is interrupted.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path as FilePath, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
@@ -48,6 +48,18 @@ impl Running {
             ensure!(start.elapsed() < limit, "still running after {limit:?}");
             sleep(PAUSE);
         }
+    }
+
+    /// What it has written to its pipes, errors first, after its end.
+    fn said(&mut self) -> anyhow::Result<String> {
+        let mut said = String::new();
+        if let Some(mut stderr) = self.0.stderr.take() {
+            stderr.read_to_string(&mut said)?;
+        }
+        if let Some(mut stdout) = self.0.stdout.take() {
+            stdout.read_to_string(&mut said)?;
+        }
+        Ok(said)
     }
 
     fn interrupt(&self) -> Outcome {
@@ -132,13 +144,13 @@ pub(crate) fn both_paths_are_measured_and_proven(setting: Setting) -> Outcome {
             "--duration=300ms".to_owned(),
             "--rounds=1".to_owned(),
         ];
-        let output = client(pair, &arguments)?.output()?;
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stderr),
-            String::from_utf8_lossy(&output.stdout)
-        );
-        ensure!(output.status.success(), "{said}");
+        let mut command = client(pair, &arguments)?;
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = Running(command.spawn()?);
+        // All that one round says fits into the pipes.
+        let status = client.wait(ROUND_LIMIT)?;
+        let said = client.said()?;
+        ensure!(status == Some(0), "ended with {status:?}: {said}");
         let report: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
         let proofs = report["proofs"].as_array().context("proofs")?;
         for path in ["kernel", "fast"] {

@@ -75,7 +75,7 @@ impl Load for Tcp {
             self.exchange()?;
             times.push(asked.elapsed());
         }
-        Ok(done(times, start.elapsed(), TCP, "TCP round trips"))
+        done(times, start.elapsed(), TCP, "TCP round trips")
     }
 }
 
@@ -161,7 +161,7 @@ impl Load for Udp {
         let start = Instant::now();
         let (times, sent) = self.exchanges(HEADER, |_| start.elapsed() >= duration)?;
         let answered = times.len() as f64;
-        let mut done = done(times, start.elapsed(), UDP, "UDP round trips");
+        let mut done = done(times, start.elapsed(), UDP, "UDP round trips")?;
         done.figures.push(Figure {
             name: "UDP round trips, lost",
             unit: Unit::Percent,
@@ -204,6 +204,7 @@ impl Load for Connections {
             self.exchange()?;
             times.push(asked.elapsed());
         }
+        answered(&times)?;
         let rate = times.len() as f64 / start.elapsed().as_secs_f64();
         let figure = |name, unit, value| Figure { name, unit, value };
         let median = microseconds(&RoundTrips(times), 50.0);
@@ -228,7 +229,14 @@ const FEW_OF_CONNECTIONS: Least = Least {
     back: 1,
 };
 
-fn done(times: Vec<Duration>, took: Duration, names: Names, rate: &'static str) -> Done {
+/// Without an answer there is no time: a percentile of nothing would be 0, the best of all.
+fn answered(times: &[Duration]) -> Result<()> {
+    ensure!(!times.is_empty(), "no request was answered");
+    Ok(())
+}
+
+fn done(times: Vec<Duration>, took: Duration, names: Names, rate: &'static str) -> Result<Done> {
+    answered(&times)?;
     let number = times.len() as u64;
     let mut times = RoundTrips(times);
     // Once, since each percentile sorts.
@@ -247,10 +255,10 @@ fn done(times: Vec<Duration>, took: Duration, names: Names, rate: &'static str) 
         unit: Unit::PerSecond,
         value: number as f64 / took.as_secs_f64(),
     });
-    Done {
+    Ok(Done {
         figures,
         least: Least::most_of(number, number, number),
-    }
+    })
 }
 
 fn microseconds(times: &RoundTrips, percent: f64) -> f64 {
@@ -264,7 +272,7 @@ mod tests {
     #[test]
     fn figures_are_percentiles_and_a_rate() {
         let times = (1..=1000).rev().map(Duration::from_micros).collect();
-        let done = done(times, Duration::from_secs(2), TCP, "rate");
+        let done = done(times, Duration::from_secs(2), TCP, "rate").unwrap();
         let values: Vec<_> = done
             .figures
             .iter()
@@ -272,5 +280,10 @@ mod tests {
             .collect();
         assert_eq!(values, [500.0, 900.0, 990.0, 999.0, 500.0]);
         assert_eq!((done.least.sent, done.least.back), (900, 900));
+    }
+
+    #[test]
+    fn no_answer_is_an_error() {
+        assert!(done(Vec::new(), Duration::from_secs(2), UDP, "rate").is_err());
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     load::{Done, Figure, Kind, Target, Unit},
-    proof::{Path, Proof, Verdict},
+    proof::{Path, Proof},
     protocol::{Mode, Node},
 };
 use crate::stats::{Interval, Summary, differences, pairwise};
@@ -87,6 +87,8 @@ pub struct Row {
     pub samples: Vec<f64>,
     /// Of the samples.
     pub summary: Summary,
+    /// Whether a round lacks the proof that its packets travelled so.
+    pub unproven: bool,
     /// To the kernel's path, pair by pair of rounds.
     pub comparison: Option<Comparison>,
 }
@@ -163,6 +165,7 @@ impl Report {
                 let Some(measured) = rounds.measured.get(&(kind, *path)) else {
                     continue;
                 };
+                let unproven = measured.iter().any(|(_, proof)| proof.is_lacking());
                 let figures = measured.first().map_or(0, |(figures, _)| figures.len());
                 for number in 0..figures {
                     let samples: Vec<f64> = measured
@@ -179,6 +182,7 @@ impl Report {
                         path: *path,
                         samples,
                         summary,
+                        unproven,
                         comparison: None,
                     };
                     rows.insert((place, number, *path), row);
@@ -215,14 +219,16 @@ impl Report {
     /// Whether everything has its number, and every path that was chosen its proof.
     pub fn is_complete(&self) -> bool {
         let mut verdicts = self.proofs.iter().flat_map(|row| &row.proofs);
-        self.errors.is_empty()
-            && !self.rows.is_empty()
-            && verdicts.all(|proof| !matches!(proof.verdict, Verdict::Lacking(_)))
+        self.errors.is_empty() && !self.rows.is_empty() && !verdicts.any(Proof::is_lacking)
     }
 }
 
 impl Row {
     fn compared_with(&self, kernel: &Self) -> Option<Comparison> {
+        // Nobody knows which paths such a ratio would compare.
+        if self.unproven || kernel.unproven {
+            return None;
+        }
         let compared = if self.unit == Unit::Percent {
             differences(&self.samples, &kernel.samples)
         } else {

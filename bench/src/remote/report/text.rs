@@ -8,6 +8,9 @@ use crate::{
     stats::Summary,
 };
 
+/// What a row says instead of a ratio, if it may not be of the path that it names.
+const UNPROVEN: &str = "NOT PROVEN";
+
 impl Report {
     /// What is going to be measured.
     pub fn heading(&self) -> String {
@@ -40,7 +43,7 @@ impl Report {
     pub fn text(&self) -> String {
         let mut text = String::from(
             "\nMAD: median absolute deviation. RATIO: median of fast path to kernel round by round (of %: the \
-             difference), with the interval that holds the true median by 95 %.\nCPU: time of the whole node, of \
+             difference), with the interval that holds the true median by 95 % (of fewer than six rounds: smallest to largest).\nCPU: time of the whole node, of \
              everything that runs on it.\n",
         );
         let _ = writeln!(
@@ -83,7 +86,8 @@ impl Row {
             Unit::Microseconds | Unit::GigabitsPerSecond | Unit::Percent => 2,
             Unit::PerSecond | Unit::NanosecondsPerGigabyte | Unit::NanosecondsPerPacket => 0,
         };
-        let comparison = self.comparison.map_or(String::new(), |comparison| {
+        let none = if self.unproven { UNPROVEN } else { "" };
+        let comparison = self.comparison.map_or(none.to_owned(), |comparison| {
             let interval = comparison.interval;
             format!(
                 "{:>7.3} {:.3}..{:.3}",

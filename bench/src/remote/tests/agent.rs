@@ -21,6 +21,11 @@ struct Pretender {
 impl Pretender {
     /// One with a mode; it becomes active only if `works`.
     fn start(mode: &str, works: bool) -> (Self, Agent) {
+        Self::busy(mode, works, 0)
+    }
+
+    /// One that answers so many requests for a mode with the old status, without doing anything.
+    fn busy(mode: &str, works: bool, mut ignored: u32) -> (Self, Agent) {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("bench-agent-{}-{number}", std::process::id());
@@ -37,7 +42,10 @@ impl Pretender {
                 stream.read_to_string(&mut request).unwrap();
                 let mut asked = asked.lock().unwrap();
                 if let Some(mode) = request.strip_prefix("fast-path ") {
-                    asked.push(mode.trim_end().to_owned());
+                    if ignored == 0 {
+                        asked.push(mode.trim_end().to_owned());
+                    }
+                    ignored = ignored.saturating_sub(1);
                 }
                 let mode = asked.last().unwrap();
                 let active = works && mode != "off";
@@ -74,6 +82,13 @@ fn the_mode_that_was_found_comes_back_once() {
         pretender.modes(),
         ["subnet", "off", "flow", "off", "subnet"]
     );
+}
+
+#[test]
+fn a_busy_agent_is_asked_again() {
+    let (pretender, agent) = Pretender::busy("flow", true, 2);
+    agent.set(Mode::Off).unwrap();
+    assert_eq!(pretender.modes(), ["flow", "off"]);
 }
 
 #[test]

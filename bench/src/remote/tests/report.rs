@@ -1,7 +1,10 @@
 //! Samples are compared pair by pair, and what is missing is said.
 
 use super::*;
-use crate::remote::{load::Least, proof::Counted};
+use crate::remote::{
+    load::Least,
+    proof::{Counted, Verdict},
+};
 
 fn report(fast_path: Option<Mode>) -> Report {
     let target = Target {
@@ -76,7 +79,13 @@ fn a_missing_proof_or_number_is_said_and_makes_it_incomplete() {
     let mut unproven = report(Some(Mode::Flow));
     unproven.add(rounds(&Verdict::Lacking("client out 0".to_owned())));
     assert!(!unproven.is_complete());
+    for row in &unproven.rows {
+        assert_eq!(row.unproven, row.path == Path::Fast);
+        assert!(row.comparison.is_none(), "{row:?}");
+    }
     let text = unproven.text();
+    let marked = text.lines().filter(|line| line.ends_with("NOT PROVEN"));
+    assert_eq!(marked.count(), 2, "{text}");
     assert!(
         text.contains("NOT PROVEN in 3 of 3 rounds: client out 0"),
         "{text}"

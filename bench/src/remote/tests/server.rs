@@ -11,7 +11,8 @@ fn start() -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let server = Arc::new(Server {
         agent: None,
-        client: Mutex::default(),
+        place: Place::default(),
+        connections: Connections::default(),
         datagrams: AtomicU64::new(0),
     });
     let acceptor = Arc::clone(&server);
