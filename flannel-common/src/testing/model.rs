@@ -1,4 +1,4 @@
-//! What a hook does with a packet, on the host: asks [`decide`] and writes the answer into a copy of the packet.
+//! What a hook does with a packet, on the host: asks [`crate::decide`] and writes the answer into a copy of the packet.
 //!
 //! The BPF programs do the same with helpers of the kernel; that both do is what program runs of the fixtures show.
 
