@@ -31,10 +31,8 @@ use clap::{Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    // Optional to clap, whose required arguments a subcommand would be asked for too.
     #[command(flatten)]
-    run: Option<run::Options>,
-    // Not within the run's options: those would never be there for clap if they held others in turn.
+    run: run::Options,
     #[command(flatten)]
     outputs: output::Outputs,
 }
@@ -54,16 +52,15 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match (cli.command, cli.run) {
-        (Some(command), _) => command.run().map(|is_well| {
+    let done = match cli.command {
+        Some(command) => command.run().map(|is_well| {
             if is_well {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
             }
         }),
-        (None, Some(options)) => run::run(&options, &cli.outputs).map(ExitCode::from),
-        (None, None) => unreachable!("clap asks for what is required"),
+        None => run::run(&cli.run, &cli.outputs).map(ExitCode::from),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -94,7 +91,10 @@ mod tests {
         let parsed = Cli::try_parse_from(["bench", "show", "a.json", "--html=a.html"]);
         assert!(matches!(parsed.unwrap().command, Some(Command::Show(_))));
         let run = ["bench", "--agent=a", "--generator-object=b", "--json=c"];
-        assert!(Cli::try_parse_from(run).unwrap().run.is_some());
+        assert!(Cli::try_parse_from(run).unwrap().command.is_none());
+        // Where one variable of the environment is set and the other is not.
+        let half = Cli::try_parse_from(["bench", "--agent=a"]).unwrap_err();
+        assert!(half.to_string().contains("--generator-object"), "{half}");
         assert!(Cli::try_parse_from(["bench", "--json=c", "show", "a.json"]).is_err());
         let limit = ["bench", "compare", "a", "b", "--fail-above=-1"];
         let said = Cli::try_parse_from(limit).unwrap_err().to_string();

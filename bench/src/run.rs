@@ -27,12 +27,18 @@ const QUICK_ROUNDS: usize = 3;
 /// What is measured, and how often.
 #[derive(Debug, Args)]
 pub struct Options {
+    // Both are required without being so by their type: a command needs neither, whatever the environment says.
     /// The agent, with the BPF programs in it.
-    #[arg(long, env = "FLANNEL_AGENT", value_name = "FILE")]
-    agent: PathBuf,
+    #[arg(long, env = "FLANNEL_AGENT", value_name = "FILE", required = true)]
+    agent: Option<PathBuf>,
     /// The packet generator's BPF object.
-    #[arg(long, env = "FLANNEL_GENERATOR_OBJECT", value_name = "FILE")]
-    generator_object: PathBuf,
+    #[arg(
+        long,
+        env = "FLANNEL_GENERATOR_OBJECT",
+        value_name = "FILE",
+        required = true
+    )]
+    generator_object: Option<PathBuf>,
     /// How often everything is measured.
     #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -77,10 +83,12 @@ pub fn run(options: &Options, outputs: &Outputs) -> Result<Ending> {
     lab::signals::tear_down_on_signals(lab::signals::exit_code)
         .context("cannot install signal handlers")?;
     let cpu = choose_cpu(options.cpu)?;
-    let agent = options
-        .agent
+    let (Some(agent), Some(generator)) = (&options.agent, &options.generator_object) else {
+        unreachable!("clap asks for what is required");
+    };
+    let agent = agent
         .canonicalize()
-        .with_context(|| format!("no agent {}", options.agent.display()))?;
+        .with_context(|| format!("no agent {}", agent.display()))?;
     // Before the measurements, which take minutes.
     let files = outputs.create()?;
     let bounds = match &options.assert {
@@ -89,7 +97,7 @@ pub fn run(options: &Options, outputs: &Outputs) -> Result<Ending> {
     };
     let means = Means {
         agent: &agent,
-        object: &options.generator_object,
+        object: generator,
         cpu,
         other_cpu: usable_cpus()?.into_iter().find(|other| *other != cpu),
     };
