@@ -109,11 +109,12 @@ pub(crate) fn removed_entries(setting: Setting) -> Outcome {
 }
 
 pub(crate) fn bad_leases(setting: Setting) -> Outcome {
+    // Of the network, but before the first subnet that a node may get.
     const BAD: [(&str, &str); 3] = [
         ("no-subnet", "{}"),
-        ("10.5.250.0-24", "{\"PublicIP\":"),
+        ("10.5.0.0-25", "{\"PublicIP\":"),
         (
-            "10.5.251.0-24",
+            "10.5.0.128-25",
             "{\"PublicIP\":\"nowhere\",\"BackendType\":\"vxlan\"}",
         ),
     ];

@@ -121,9 +121,10 @@ pub(crate) fn compaction(setting: Setting) -> Outcome {
         ))?;
         ensure!(other.len() == 1, "{other:?}");
         let value = other[0].1.replace("192.168.100.2", "192.168.100.9");
-        etcd.put(&format!("{PREFIX}/subnets/10.5.240.0-24"), &value)?;
-        etcd.put(&format!("{PREFIX}/subnets/10.5.241.0-24"), &value)?;
-        etcd.delete(&format!("{PREFIX}/subnets/10.5.241.0-24"))?;
+        // Both before the first subnet that a node may get.
+        etcd.put(&format!("{PREFIX}/subnets/10.5.0.0-25"), &value)?;
+        etcd.put(&format!("{PREFIX}/subnets/10.5.0.128-25"), &value)?;
+        etcd.delete(&format!("{PREFIX}/subnets/10.5.0.128-25"))?;
         let answer = etcd.ctl(&["get", "--write-out=json", "no-such-key"])?;
         let answer: serde_json::Value = serde_json::from_str(&answer)?;
         let revision = answer["header"]["revision"].to_string();
@@ -132,11 +133,11 @@ pub(crate) fn compaction(setting: Setting) -> Outcome {
         eventually("the lease in n1's status", 2 * PROMPT, || {
             let peers = agent.status()?.peers;
             let subnets: Vec<_> = peers.iter().map(|peer| peer.subnet.as_str()).collect();
-            Ok((subnets.len() == 2 && subnets.contains(&"10.5.240.0/24"))
+            Ok((subnets.len() == 2 && subnets.contains(&"10.5.0.0/25"))
                 .then_some(())
                 .ok_or_else(|| format!("{subnets:?}")))
         })?;
-        etcd.delete(&format!("{PREFIX}/subnets/10.5.240.0-24"))?;
+        etcd.delete(&format!("{PREFIX}/subnets/10.5.0.0-25"))?;
         agent.wait_status("one peer again", |status| status.peers.len() == 1)?;
         udp_arrives(
             &cluster.node(1).pods()[0],
