@@ -379,4 +379,4 @@ impl Row {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

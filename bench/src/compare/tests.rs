@@ -3,21 +3,15 @@
 use super::*;
 use crate::{
     bounds::Bounds,
-    measure::{Effort, Name, Unit},
+    measure::{Name, Unit},
+    report::tests::EFFORT,
     rounds::Series,
     variants::{Backend, Carrier, Setting},
 };
 
 /// A bounded figure, by the kernel at 100 ns and by the fast path.
 fn report(flow: f64) -> Report {
-    let effort = Effort {
-        rounds: 2,
-        packets: 10,
-        flows: 1,
-        quick: false,
-        full: false,
-    };
-    let mut report = Report::new(0, effort);
+    let mut report = Report::new(0, EFFORT);
     let setting = Setting::usual(Backend::Vxlan, 200);
     let outcome = |value: f64| {
         let series = Series {

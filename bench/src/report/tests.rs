@@ -3,7 +3,8 @@
 use super::*;
 use crate::{measure::Name, rounds::Series, variants::Backend};
 
-const EFFORT: Effort = Effort {
+/// What reports that are made up say of their effort.
+pub(crate) const EFFORT: Effort = Effort {
     rounds: 2,
     packets: 10,
     flows: 1,

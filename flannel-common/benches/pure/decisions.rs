@@ -6,10 +6,10 @@ use flannel_common::decide::egress::{self, Port};
 use flannel_common::decide::{L3, ingress};
 use flannel_common::flow::Leg;
 use flannel_common::outcome::{Hook, Outcome};
-use flannel_common::testing::fixtures::{self, Fixture};
+use flannel_common::testing::fixtures::{self, Fixture, attested};
 use flannel_common::wire::vxlan;
 
-use crate::maps::{Arrays, OneFlow, YOUNG, ask_for_flows, attested, headers};
+use crate::maps::{Arrays, OneFlow, YOUNG, ask_for_flows, headers};
 
 /// The fixture of that name.
 fn fixture(hook: Hook, name: &str) -> Fixture {

@@ -2,7 +2,7 @@
 
 use flannel_common::decide::Topology;
 use flannel_common::decide::transport::Transport;
-use flannel_common::flow::{Flow, FlowKey, Flows, Leg, LegTimes, SharedFlow};
+use flannel_common::flow::{Flow, FlowKey, Flows, Leg, SharedFlow};
 use flannel_common::maps::{
     Config, FLAG_FLOWS, FLAG_OTHER_LENGTHS, FLAG_TCP, LocalPod, NO_SLOT, POD_NUMBERS, Peer,
     SUBNET_NUMBERS, pod_number, subnet_number,
@@ -135,18 +135,6 @@ pub fn ask_for_flows(config: &mut Config) {
     config.flags |= FLAG_FLOWS | FLAG_TCP;
     config.revalidate_after = REVALIDATE;
     config.stale_after = STALE;
-}
-
-/// A flow both of whose legs were attested that long ago.
-pub fn attested(age: u64) -> Flow {
-    let leg = LegTimes {
-        attested: age,
-        ..LegTimes::default()
-    };
-    Flow {
-        legs: [leg; 2],
-        ..Flow::default()
-    }
 }
 
 /// The headers of a packet of `leg` whose IPv4 header is at `offset`, and its flow's key.

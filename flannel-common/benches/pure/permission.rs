@@ -5,11 +5,12 @@ use flannel_common::decide::L3;
 use flannel_common::decide::permit::permit;
 use flannel_common::flow::{Flow, Leg};
 use flannel_common::outcome::Outcome;
+use flannel_common::testing::fixtures::attested;
 use flannel_common::testing::frame::Frame;
 use flannel_common::testing::memory::NOW;
 use flannel_common::testing::node::{NODE_IP, POD, Tables, VXLAN};
 
-use crate::maps::{Arrays, OneFlow, YOUNG, ask_for_flows, attested, headers};
+use crate::maps::{Arrays, OneFlow, YOUNG, ask_for_flows, headers};
 
 /// Nanoseconds for which a packet has been in a queue that is not worked off yet.
 const IN_QUEUE: u64 = 1_000;

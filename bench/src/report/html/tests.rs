@@ -2,22 +2,15 @@
 
 use crate::{
     bounds::Bounds,
-    measure::{Effort, Name, Unit},
-    report::Report,
+    measure::{Name, Unit},
+    report::{Report, tests::EFFORT},
     rounds::Series,
     variants::{Backend, Carrier, Setting},
 };
 
 /// Figures of the kernel and the fast path, with and without rules.
 fn report(flow: f64) -> Report {
-    let effort = Effort {
-        rounds: 2,
-        packets: 10,
-        flows: 1,
-        quick: false,
-        full: false,
-    };
-    let mut report = Report::new(0, effort);
+    let mut report = Report::new(0, EFFORT);
     for services in [200, 0] {
         let setting = Setting::usual(Backend::Vxlan, services);
         let outcome = |value: f64| {
