@@ -13,6 +13,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`cmd`] | the command line: `run`, `status`, `cleanup` |
+//! | [`family`] | what exists once per address family |
 //! | [`netconf`] | the network config: defaults and rules |
 //! | [`lease`] | leases, and the subnet manager that keeps them in etcd |
 //! | [`iface`] | the choice of the interface between nodes |
@@ -26,6 +27,7 @@
 pub mod backend;
 pub mod board;
 pub mod cmd;
+pub mod family;
 pub mod fastpath;
 pub mod health;
 pub mod iface;
