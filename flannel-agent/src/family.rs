@@ -42,6 +42,30 @@ impl Family {
             Self::V6 => 128,
         }
     }
+
+    /// `IPv4` or `IPv6`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// The address with this number, the inverse of [`number`]; none if the family has no such number.
+    pub fn address(self, number: u128) -> Option<IpAddr> {
+        match self {
+            Self::V4 => Some(IpAddr::V4(u32::try_from(number).ok()?.into())),
+            Self::V6 => Some(IpAddr::V6(number.into())),
+        }
+    }
+}
+
+/// An address as a number, the first bit the most significant.
+pub fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
 }
 
 /// Up to one value of a kind for each family.
@@ -115,8 +139,8 @@ impl<T> PerFamily<T> {
     }
 }
 
-impl PerFamily<IpNet> {
-    /// These prefixes in CIDR notation, separated by commas.
+impl<T: ToString> PerFamily<T> {
+    /// The values as text, separated by commas.
     pub fn join(&self) -> String {
         let texts: Vec<String> = self.values().map(ToString::to_string).collect();
         texts.join(",")
@@ -125,10 +149,11 @@ impl PerFamily<IpNet> {
 
 /// The address that pods of a subnet use as their gateway: its first host address.
 pub fn gateway(net: IpNet) -> IpAddr {
-    match net.network() {
-        IpAddr::V4(address) => IpAddr::V4(u32::from(address).wrapping_add(1).into()),
-        IpAddr::V6(address) => IpAddr::V6(u128::from(address).wrapping_add(1).into()),
-    }
+    let first = net.network();
+    // Subnets are never so long that this leaves the family.
+    Family::of(first)
+        .address(number(first) + 1)
+        .unwrap_or(first)
 }
 
 /// The prefix that holds `address` alone.

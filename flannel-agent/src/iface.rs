@@ -1,18 +1,22 @@
-//! Which interface carries traffic between nodes, and which address the node publishes.
+//! Which interface carries traffic between nodes, and which addresses the node publishes.
 //!
 //! Follows upstream's `pkg/ipmatch`: `--iface` in order, then `--iface-regex`, then `--iface-can-reach`; with none of
-//! them `--public-ip` if it is given, else the device of the first default route. The choice is pure; [`Candidates`]
+//! them `--public-ip` if it is given, else the device of the first default route. In dual stack one interface carries both
+//! families. The choice is pure; [`Candidates`]
 //! is what it needs to know.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use regex::Regex;
 
-use crate::kernel::{
-    netlink::{Error as NetlinkError, Netlink},
-    objects::Link,
-    observe::{self, Hop},
+use crate::{
+    family::{Family, PerFamily},
+    kernel::{
+        netlink::{Error as NetlinkError, Netlink},
+        objects::Link,
+        observe::{self, Hop},
+    },
 };
 
 /// What the operator asked for.
@@ -23,9 +27,11 @@ pub struct Options {
     /// `--iface-regex`: matched with addresses, then with names.
     pub iface_regex: Vec<Regex>,
     /// `--iface-can-reach`.
-    pub can_reach: Option<Ipv4Addr>,
-    /// `--public-ip`.
-    pub public_ip: Option<Ipv4Addr>,
+    pub can_reach: Option<IpAddr>,
+    /// `--public-ip` and `--public-ipv6`.
+    pub public: PerFamily<IpAddr>,
+    /// The families that need an address.
+    pub families: PerFamily<()>,
 }
 
 /// What the node has.
@@ -33,10 +39,10 @@ pub struct Options {
 pub struct Candidates {
     /// All interfaces, by index.
     pub links: BTreeMap<u32, Link>,
-    /// All IPv4 addresses, by interface index, in the kernel's order.
-    pub addresses: BTreeMap<u32, Vec<Ipv4Net>>,
-    /// Device of the first default route.
-    pub default_route: Option<u32>,
+    /// All addresses, by interface index, the most suitable first.
+    pub addresses: BTreeMap<u32, Vec<IpNet>>,
+    /// Device of each family's first default route.
+    pub default_route: PerFamily<u32>,
     /// How the kernel reaches `--iface-can-reach`.
     pub reach: Option<Hop>,
 }
@@ -50,10 +56,10 @@ pub struct Uplink {
     pub name: String,
     /// MTU in bytes.
     pub mtu: u32,
-    /// The interface's address.
-    pub address: Ipv4Addr,
-    /// The address that the node publishes: `--public-ip`, or that of the interface.
-    pub public_ip: Ipv4Addr,
+    /// The interface's address of each family that is needed.
+    pub addresses: PerFamily<IpAddr>,
+    /// The addresses that the node publishes: those of the options, or those of the interface.
+    pub public: PerFamily<IpAddr>,
 }
 
 /// Why no interface could be chosen.
@@ -78,8 +84,8 @@ pub enum Error {
     )]
     NoDefaultRoute,
     /// The interface has no address.
-    #[error("interface {0} has no IPv4 address: give it one, or choose another with --iface")]
-    NoAddress(String),
+    #[error("interface {0} has no {family} address: give it one, or choose another with --iface", family = .1.name())]
+    NoAddress(String, Family),
 }
 
 /// Reads what the choice needs.
@@ -87,11 +93,15 @@ pub enum Error {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn candidates(netlink: &mut Netlink, options: &Options) -> Result<Candidates, NetlinkError> {
-    let targets: Vec<Ipv4Addr> = options.can_reach.into_iter().collect();
+    let targets: Vec<IpAddr> = options.can_reach.into_iter().collect();
+    let mut default_route = PerFamily::default();
+    for family in Family::ALL {
+        *default_route.get_mut(family) = observe::default_route_device(netlink, family)?;
+    }
     Ok(Candidates {
         links: observe::links(netlink)?,
         addresses: observe::addresses(netlink)?,
-        default_route: observe::default_route_device(netlink)?,
+        default_route,
         reach: observe::hops(netlink, &targets)?.pop().flatten(),
     })
 }
@@ -100,31 +110,48 @@ impl Candidates {
     /// Chooses.
     ///
     /// # Errors
-    /// When nothing matches, or what matches has no IPv4 address.
+    /// When nothing matches, or what matches has no address of a family that is needed.
     pub fn choose(&self, options: &Options) -> Result<Uplink, Error> {
-        let (link, address) = self.matching(options)?;
-        let address = address
-            .or_else(|| self.preferred(link.index))
-            .ok_or_else(|| Error::NoAddress(link.name.clone()))?;
+        let (link, matched) = self.matching(options)?;
+        let mut addresses = PerFamily::default();
+        for (family, ()) in options.families.iter() {
+            let address = matched
+                .filter(|address| Family::of(*address) == family)
+                .or_else(|| self.preferred(link.index, family))
+                .ok_or_else(|| Error::NoAddress(link.name.clone(), family))?;
+            *addresses.get_mut(family) = Some(address);
+        }
         Ok(Uplink {
             index: link.index,
             name: link.name.clone(),
             mtu: link.mtu,
-            address,
-            public_ip: options.public_ip.unwrap_or(address),
+            addresses,
+            public: addresses.map(|family, address| *options.public.get(family).unwrap_or(address)),
         })
     }
 
-    fn matching(&self, options: &Options) -> Result<(&Link, Option<Ipv4Addr>), Error> {
+    fn matching(&self, options: &Options) -> Result<(&Link, Option<IpAddr>), Error> {
         if options.iface.is_empty() && options.iface_regex.is_empty() && options.can_reach.is_none()
         {
-            return match options.public_ip {
-                Some(address) => self.by_address(address).ok_or_else(|| {
-                    self.no_match("--public-ip (which without --iface chooses it)", address)
+            let public = || {
+                options
+                    .public
+                    .iter()
+                    .find(|(family, _)| options.families.get(*family).is_some())
+            };
+            return match public() {
+                Some((family, address)) => self.by_address(*address).ok_or_else(|| {
+                    let option = match family {
+                        Family::V4 => "--public-ip (which without --iface chooses it)",
+                        Family::V6 => "--public-ipv6 (which without --iface chooses it)",
+                    };
+                    self.no_match(option, address)
                 }),
-                None => self
-                    .default_route
-                    .and_then(|index| self.links.get(&index))
+                None => options
+                    .families
+                    .iter()
+                    .find_map(|(family, ())| self.default_route.get(family))
+                    .and_then(|index| self.links.get(index))
                     .map(|link| (link, None))
                     .ok_or(Error::NoDefaultRoute),
             };
@@ -155,7 +182,7 @@ impl Candidates {
         })
     }
 
-    fn by_name_or_address(&self, wanted: &str) -> Option<(&Link, Option<Ipv4Addr>)> {
+    fn by_name_or_address(&self, wanted: &str) -> Option<(&Link, Option<IpAddr>)> {
         match wanted.parse() {
             Ok(address) => self.by_address(address),
             Err(_) => self
@@ -166,7 +193,7 @@ impl Candidates {
         }
     }
 
-    fn by_address(&self, address: Ipv4Addr) -> Option<(&Link, Option<Ipv4Addr>)> {
+    fn by_address(&self, address: IpAddr) -> Option<(&Link, Option<IpAddr>)> {
         let (index, _) = self
             .addresses
             .iter()
@@ -174,12 +201,14 @@ impl Candidates {
         Some((self.links.get(index)?, Some(address)))
     }
 
-    fn by_regex(&self, wanted: &Regex) -> Option<(&Link, Option<Ipv4Addr>)> {
-        let by_address = self.links.values().find_map(|link| {
-            let address = self.preferred(link.index)?;
-            wanted
-                .is_match(&address.to_string())
-                .then_some((link, Some(address)))
+    fn by_regex(&self, wanted: &Regex) -> Option<(&Link, Option<IpAddr>)> {
+        let by_address = Family::ALL.into_iter().find_map(|family| {
+            self.links.values().find_map(|link| {
+                let address = self.preferred(link.index, family)?;
+                wanted
+                    .is_match(&address.to_string())
+                    .then_some((link, Some(address)))
+            })
         });
         by_address.or_else(|| {
             self.links
@@ -189,27 +218,29 @@ impl Candidates {
         })
     }
 
-    /// The address that stands for the interface: the first that is not link-local, else the first.
-    fn preferred(&self, index: u32) -> Option<Ipv4Addr> {
-        let addresses = || {
-            self.addresses
-                .get(&index)
-                .into_iter()
-                .flatten()
-                .map(|net| net.addr())
-        };
-        addresses()
-            .find(|address| !address.is_link_local())
-            .or_else(|| addresses().next())
+    /// The address that stands for the interface.
+    fn preferred(&self, index: u32, family: Family) -> Option<IpAddr> {
+        self.addresses
+            .get(&index)?
+            .iter()
+            .map(IpNet::addr)
+            .find(|address| Family::of(*address) == family)
     }
 
     fn no_match(&self, option: &'static str, value: impl ToString) -> Error {
         let present: Vec<String> = self
             .links
             .values()
-            .map(|link| match self.preferred(link.index) {
-                Some(address) => format!("{} ({address})", link.name),
-                None => link.name.clone(),
+            .map(|link| {
+                let addresses: Vec<String> = Family::ALL
+                    .into_iter()
+                    .filter_map(|family| self.preferred(link.index, family))
+                    .map(|address| address.to_string())
+                    .collect();
+                match addresses.is_empty() {
+                    true => link.name.clone(),
+                    false => format!("{} ({})", link.name, addresses.join(", ")),
+                }
             })
             .collect();
         Error::NoMatch {

@@ -4,14 +4,16 @@
 //! written: it is replaced by a rename.
 
 use std::{
+    fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    net::Ipv4Addr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+
+use crate::family::{Family, PerFamily, gateway};
 
 /// Mode of the file, whatever the umask says: CNI plugins may run as somebody else.
 const FILE_MODE: u32 = 0o644;
@@ -33,32 +35,39 @@ pub struct Error {
 /// Contents of `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetFile {
-    /// The flannel network.
-    pub network: Ipv4Net,
-    /// This node's subnet.
-    pub subnet: Ipv4Net,
+    /// The flannel networks.
+    pub networks: PerFamily<IpNet>,
+    /// This node's subnets, of the same families.
+    pub subnets: PerFamily<IpNet>,
     /// MTU for pods, in bytes.
     pub mtu: u32,
     /// Whether the agent masquerades, so that the CNI plugin need not.
     pub ip_masq: bool,
 }
 
-/// The address that pods use as their gateway: the first host address of the subnet.
-pub fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(subnet.network()).wrapping_add(1))
+/// What the keys of a family are called: network and subnet.
+const fn keys(family: Family) -> [&'static str; 2] {
+    match family {
+        Family::V4 => ["FLANNEL_NETWORK", "FLANNEL_SUBNET"],
+        Family::V6 => ["FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"],
+    }
 }
 
 impl SubnetFile {
     /// The file's text.
     pub fn text(&self) -> String {
-        format!(
-            "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
-            self.network,
-            gateway(self.subnet),
-            self.subnet.prefix_len(),
-            self.mtu,
-            self.ip_masq,
-        )
+        let mut text = String::new();
+        for (family, subnet) in self.subnets.iter() {
+            let [network_key, subnet_key] = keys(family);
+            if let Some(network) = self.networks.get(family) {
+                let _ = writeln!(text, "{network_key}={network}");
+            }
+            let (gateway, len) = (gateway(*subnet), subnet.prefix_len());
+            let _ = writeln!(text, "{subnet_key}={gateway}/{len}");
+        }
+        let (mtu, ip_masq) = (self.mtu, self.ip_masq);
+        let _ = writeln!(text, "FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={ip_masq}");
+        text
     }
 
     /// Writes the file if it does not hold this text already; says whether it wrote.
@@ -118,13 +127,13 @@ fn write_synced(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What an earlier run wrote, as far as it can be understood: network and subnet.
+/// What an earlier run wrote, as far as it can be understood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Previous {
-    /// The flannel network.
-    pub network: Option<Ipv4Net>,
-    /// The node's subnet, host bits cleared.
-    pub subnet: Option<Ipv4Net>,
+    /// The flannel networks.
+    pub networks: PerFamily<IpNet>,
+    /// The node's subnets, host bits cleared.
+    pub subnets: PerFamily<IpNet>,
 }
 
 /// Reads what an earlier run wrote. A file that is absent or damaged holds nothing.
@@ -136,7 +145,7 @@ pub fn previous(path: &Path) -> Previous {
 
 /// As upstream reads it: a value may be a list, whose invalid members are skipped; more than one valid is none.
 fn parse(text: &str) -> Previous {
-    let prefix = |key: &str| {
+    let prefix = |key: &str, family| {
         let value = text
             .lines()
             .filter_map(|line| line.split_once('='))
@@ -145,14 +154,18 @@ fn parse(text: &str) -> Previous {
             .next_back()?;
         let mut valid = value
             .split(',')
-            .filter_map(|member| member.trim().parse::<Ipv4Net>().ok());
+            .filter_map(|member| member.trim().parse::<IpNet>().ok())
+            .filter(|net| Family::of_net(net) == family);
         let first = valid.next()?;
         valid.next().is_none().then(|| first.trunc())
     };
-    Previous {
-        network: prefix("FLANNEL_NETWORK"),
-        subnet: prefix("FLANNEL_SUBNET"),
+    let mut previous = Previous::default();
+    for family in Family::ALL {
+        let [network, subnet] = keys(family);
+        *previous.networks.get_mut(family) = prefix(network, family);
+        *previous.subnets.get_mut(family) = prefix(subnet, family);
     }
+    previous
 }
 
 #[cfg(test)]
@@ -161,8 +174,8 @@ mod tests {
 
     fn example() -> SubnetFile {
         SubnetFile {
-            network: "10.5.0.0/16".parse().unwrap(),
-            subnet: "10.5.15.64/26".parse().unwrap(),
+            networks: PerFamily::v4("10.5.0.0/16".parse().unwrap()),
+            subnets: PerFamily::v4("10.5.15.64/26".parse().unwrap()),
             mtu: 1350,
             ip_masq: true,
         }
@@ -176,16 +189,33 @@ mod tests {
         );
     }
 
+    fn dual_stack() -> SubnetFile {
+        let mut file = example();
+        file.networks.v6 = Some("fd00:5::/48".parse().unwrap());
+        file.subnets.v6 = Some("fd00:5:0:9::/64".parse().unwrap());
+        file
+    }
+
+    #[test]
+    fn both_families_have_their_lines() {
+        assert_eq!(
+            dual_stack().text(),
+            "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.15.65/26\nFLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:9::1/64\nFLANNEL_MTU=1350\nFLANNEL_IPMASQ=true\n"
+        );
+    }
+
     #[test]
     fn what_was_written_is_read_back_without_host_bits() {
-        let previous = parse(&example().text());
-        assert_eq!(previous.network, Some("10.5.0.0/16".parse().unwrap()));
-        assert_eq!(previous.subnet, Some("10.5.15.64/26".parse().unwrap()));
+        for file in [example(), dual_stack()] {
+            let previous = parse(&file.text());
+            assert_eq!(previous.networks, file.networks);
+            assert_eq!(previous.subnets, file.subnets);
+        }
     }
 
     #[test]
     fn lists_and_damage_are_read_as_upstream_reads_them() {
-        let subnet = |value: &str| parse(&format!("FLANNEL_SUBNET={value}\n")).subnet;
+        let subnet = |value: &str| parse(&format!("FLANNEL_SUBNET={value}\n")).subnets.v4;
         assert_eq!(
             subnet("garbage,10.5.1.1/24"),
             Some("10.5.1.0/24".parse().unwrap())
@@ -193,6 +223,7 @@ mod tests {
         assert_eq!(subnet("10.5.1.1/24,10.5.2.1/24"), None);
         assert_eq!(subnet(""), None);
         assert_eq!(subnet("10.5.1.1/33"), None);
+        assert_eq!(subnet("fd00::1/64"), None);
         assert_eq!(parse("no assignment\n"), Previous::default());
     }
 

@@ -1,18 +1,23 @@
 //! The host-gw backend: per peer one route to the peer's address on the uplink. Nodes must share a link.
 
-use super::{Facts, Reach};
-use crate::lease::{Lease, value::BackendData};
+use std::net::IpAddr;
 
-/// How `lease`'s subnet is reached.
-pub(super) fn reach(facts: &Facts<'_>, lease: &Lease) -> Result<Reach, String> {
-    if lease.attributes.backend != BackendData::HostGw {
+use super::{Facts, Reach};
+use crate::lease::value::BackendData;
+
+/// How a peer is reached.
+pub(super) fn reach(
+    facts: &Facts<'_>,
+    backend: &BackendData,
+    node: IpAddr,
+) -> Result<Reach, String> {
+    if *backend != BackendData::HostGw {
         return Err(format!(
             "its BackendType is \"{}\", this node's is host-gw",
-            lease.attributes.backend.kind()
+            backend.kind()
         ));
     }
-    let node = lease.attributes.public_ip;
-    match facts.hops.get(&node).copied().flatten() {
+    match facts.hop(node) {
         Some(hop) if hop.device != facts.uplink.index || hop.local => Err(format!(
             "{node} is not reached through {}: choose the interface of the nodes' common link with --iface",
             facts.uplink.name

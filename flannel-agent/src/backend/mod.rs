@@ -1,26 +1,27 @@
-//! Backends: leases into desired kernel objects and into what the fast path must know. Pure.
+//! Backends: what a node publishes, the device that it needs, and how another node's subnet is reached. Pure.
 //!
-//! Each peer is judged by itself: one that cannot be reached, or whose lease makes no sense here, becomes a problem in
-//! the status and never affects another.
+//! [`plan`] turns leases into desired kernel objects with what is here.
 
 mod host_gw;
+pub mod plan;
 mod vxlan;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+
+pub use plan::Plan;
 
 use crate::{
-    fastpath::PeerRoute,
+    family::{Family, PerFamily},
     iface::Uplink,
-    kernel::{
-        objects::{Desired, Route, VxlanDevice},
-        observe::Hop,
+    kernel::{objects::TunnelDevice, observe::Hop},
+    lease::{
+        Attributes, Lease,
+        value::{BackendData, Vtep},
     },
-    lease::{Attributes, Lease, value::BackendData},
     netconf::{Backend, NetworkConfig},
-    status,
 };
 
 /// What a plan depends on besides the leases.
@@ -28,14 +29,28 @@ use crate::{
 pub struct Facts<'a> {
     /// The network config.
     pub config: &'a NetworkConfig,
-    /// This node's subnet.
-    pub subnet: Ipv4Net,
+    /// This node's subnets.
+    pub subnets: PerFamily<IpNet>,
     /// The interface that carries traffic between nodes.
     pub uplink: &'a Uplink,
-    /// Index of the VXLAN device; absent for a backend without one.
-    pub vtep: Option<u32>,
+    /// Indices of the tunnel devices; absent for a backend without, and while a device does not exist.
+    pub tunnels: PerFamily<u32>,
     /// How the kernel reaches the peers' addresses, as far as it was asked.
-    pub hops: &'a BTreeMap<Ipv4Addr, Option<Hop>>,
+    pub hops: &'a BTreeMap<IpAddr, Option<Hop>>,
+}
+
+impl Facts<'_> {
+    /// How the kernel reaches `node`, if it is known.
+    fn hop(&self, node: IpAddr) -> Option<Hop> {
+        self.hops.get(&node).copied().flatten()
+    }
+
+    /// Whether `node` is on the link of the interface between nodes.
+    fn on_link(&self, node: IpAddr) -> bool {
+        self.hop(node).is_some_and(|hop| {
+            hop.gateway.is_none() && !hop.local && hop.device == self.uplink.index
+        })
+    }
 }
 
 /// How a peer's subnet is reached.
@@ -45,101 +60,109 @@ pub enum Reach {
     Vxlan(Mac),
     /// By a route to the peer on the uplink.
     Direct,
+    /// By no object of the kernel: the backend leaves that to others.
+    Elsewhere,
 }
 
-/// A peer, and how it is reached or why not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// Its address.
-    pub node: Ipv4Addr,
-    /// How it is reached, or the problem.
-    pub reach: Result<Reach, String>,
-}
-
-impl Peer {
-    /// Why it is not reached, if so.
-    pub fn problem(&self) -> Option<&str> {
-        self.reach.as_ref().err().map(String::as_str)
-    }
-
-    /// As the status shows it.
-    pub fn status(&self) -> status::Peer {
-        status::Peer {
-            subnet: self.subnet.to_string(),
-            public_ip: self.node.to_string(),
-            via: match self.reach {
-                Ok(Reach::Vxlan(_)) => "vxlan",
-                Ok(Reach::Direct) => "direct",
-                Err(_) => "none",
-            }
-            .into(),
-            problem: self.problem().map(str::to_owned),
-            kernel_path: None,
+impl Reach {
+    /// As the status names it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::Direct => "direct",
+            Self::Elsewhere => "elsewhere",
         }
     }
 }
 
-/// What the leases demand.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// Kernel objects.
-    pub desired: Desired,
-    /// Every peer, and how it is reached.
-    pub peers: Vec<Peer>,
-    /// Peers as the fast path sees them: those that the kernel reaches through the uplink.
-    pub routes: Vec<PeerRoute>,
-}
-
-/// The VXLAN device that the backend needs, if it needs one; `mac` is for the case that it has to be created.
-pub fn device(
+/// The tunnel devices that the backend needs; `subnets` are absent before there is a lease, `macs` are for the case
+/// that a device has to be created.
+pub fn devices(
     config: &NetworkConfig,
     uplink: &Uplink,
-    subnet: Option<Ipv4Net>,
-    mac: Mac,
-) -> Option<VxlanDevice> {
+    subnets: &PerFamily<IpNet>,
+    macs: &PerFamily<Mac>,
+) -> PerFamily<TunnelDevice> {
     match &config.backend {
-        Backend::Vxlan(options) => Some(vxlan::device(options, uplink, subnet, mac)),
-        Backend::HostGw => None,
+        Backend::Vxlan(options) => config.pools.filter_map(|family, pool| {
+            let mac = macs.get(family)?;
+            vxlan::device(options, uplink, family, pool, subnets.get(family), *mac)
+        }),
+        _ => PerFamily::default(),
     }
 }
 
-/// What this node publishes; `mac` is that of its VXLAN device.
-pub fn attributes(config: &NetworkConfig, uplink: &Uplink, mac: Mac) -> Attributes {
+/// What this node publishes; `macs` are those of its VXLAN devices.
+pub fn attributes(config: &NetworkConfig, uplink: &Uplink, macs: &PerFamily<Mac>) -> Attributes {
     let backend = match &config.backend {
-        Backend::Vxlan(options) => BackendData::Vxlan {
-            vni: Some(options.vni),
-            mac,
-        },
+        Backend::Vxlan(options) => BackendData::Vxlan(config.pools.filter_map(|family, _| {
+            Some(Vtep {
+                vni: Some(options.vni),
+                mac: *macs.get(family)?,
+            })
+        })),
         Backend::HostGw => BackendData::HostGw,
+        Backend::Ipip(_) => BackendData::Ipip,
+        Backend::Extension(_) => BackendData::Extension(String::new()),
+        Backend::Udp(_) | Backend::Alloc => BackendData::Other(String::new()),
     };
     Attributes {
-        public_ip: uplink.public_ip,
+        addresses: uplink.public,
         backend,
     }
 }
 
-/// MTU for pods, in bytes.
+/// MTU for pods, in bytes: what every family's path takes.
 pub fn pod_mtu(config: &NetworkConfig, uplink: &Uplink) -> u32 {
     match &config.backend {
-        Backend::Vxlan(options) => vxlan::mtu(options, uplink),
-        Backend::HostGw => uplink.mtu,
+        Backend::Vxlan(options) => config
+            .pools
+            .iter()
+            .map(|(family, _)| vxlan::mtu(options, uplink, family))
+            .min()
+            .unwrap_or(uplink.mtu),
+        _ => uplink.mtu,
     }
 }
 
 /// Why the backend cannot work with this interface, if so.
 pub fn objection(config: &NetworkConfig, uplink: &Uplink) -> Option<String> {
     match &config.backend {
-        Backend::HostGw if uplink.public_ip != uplink.address => Some(format!(
-            "--public-ip = {}: host-gw routes to the nodes' own addresses, so it must be that of {}, {}",
-            uplink.public_ip, uplink.name, uplink.address
+        Backend::HostGw => {
+            let (family, public) = uplink
+                .public
+                .iter()
+                .find(|(family, public)| uplink.addresses.get(*family) != Some(public))?;
+            let option = match family {
+                Family::V4 => "--public-ip",
+                Family::V6 => "--public-ipv6",
+            };
+            Some(format!(
+                "{option} = {public}: host-gw routes to the nodes' own addresses, so it must be that of {}, {}",
+                uplink.name,
+                uplink.addresses.join()
+            ))
+        }
+        Backend::Vxlan(_) => {
+            let least = config
+                .pools
+                .iter()
+                .map(|(family, _)| vxlan::least_mtu(family))
+                .max()?;
+            (pod_mtu(config, uplink) < least).then(|| {
+                format!(
+                    "MTU of {} = {}: too small for VXLAN, which leaves {} bytes of it where {least} are needed",
+                    uplink.name,
+                    uplink.mtu,
+                    pod_mtu(config, uplink)
+                )
+            })
+        }
+        Backend::Udp(_) | Backend::Ipip(_) | Backend::Extension(_) => Some(format!(
+            "Backend.Type = {}: not supported yet; use vxlan, host-gw or alloc",
+            config.backend.name()
         )),
-        Backend::Vxlan(options) if vxlan::mtu(options, uplink) == 0 => Some(format!(
-            "MTU of {} = {}: too small for VXLAN",
-            uplink.name, uplink.mtu
-        )),
-        _ => None,
+        Backend::Alloc => None,
     }
 }
 
@@ -147,101 +170,22 @@ pub fn objection(config: &NetworkConfig, uplink: &Uplink) -> Option<String> {
 pub fn needs_hops(config: &NetworkConfig) -> bool {
     match &config.backend {
         Backend::Vxlan(options) => options.direct_routing,
+        Backend::Ipip(options) => options.direct_routing,
         Backend::HostGw => true,
+        Backend::Udp(_) | Backend::Alloc | Backend::Extension(_) => false,
     }
 }
 
-/// What the leases of `peers` demand.
-pub fn plan<'a>(facts: &Facts<'_>, peers: impl Iterator<Item = &'a Lease>) -> Plan {
-    let mut plan = Plan::default();
-    for lease in peers {
-        let reach = misfit(facts, lease)
-            .map_or_else(|| reach(facts, lease), Err)
-            .and_then(|reach| clash(&plan.desired, lease, reach).map_or(Ok(reach), Err));
-        if let Ok(reach) = reach {
-            demand(&mut plan.desired, facts, lease, reach);
-            plan.routes.extend(peer_route(facts, lease, reach));
-        }
-        plan.peers.push(Peer {
-            subnet: lease.subnet,
-            node: lease.attributes.public_ip,
-            reach,
-        });
-    }
-    plan
-}
-
-fn reach(facts: &Facts<'_>, lease: &Lease) -> Result<Reach, String> {
+/// How the `family` part of a peer's lease is reached.
+fn reach(facts: &Facts<'_>, lease: &Lease, family: Family, node: IpAddr) -> Result<Reach, String> {
+    let backend = &lease.attributes.backend;
     match &facts.config.backend {
-        Backend::Vxlan(options) => vxlan::reach(options, facts, lease),
-        Backend::HostGw => host_gw::reach(facts, lease),
-    }
-}
-
-/// Leases that would turn the node's own traffic, or the tunnel itself, into the tunnel.
-fn misfit(facts: &Facts<'_>, lease: &Lease) -> Option<String> {
-    let subnet = lease.subnet;
-    if subnet.contains(&facts.subnet) || facts.subnet.contains(&subnet) {
-        return Some(format!("its subnet overlaps this node's, {}", facts.subnet));
-    }
-    [lease.attributes.public_ip, facts.uplink.address]
-        .iter()
-        .find(|node| subnet.contains(*node))
-        .map(|node| format!("its subnet contains the node address {node}"))
-}
-
-fn clash(desired: &Desired, lease: &Lease, reach: Reach) -> Option<String> {
-    if let Reach::Vxlan(mac) = reach
-        && let Some(other) = desired.fdb.get(&mac)
-        && *other != lease.attributes.public_ip
-    {
-        return Some(format!("its VtepMAC {mac} is also that of {other}"));
-    }
-    desired
-        .routes
-        .contains_key(&lease.subnet)
-        .then(|| "another lease has the same subnet".to_owned())
-}
-
-fn demand(desired: &mut Desired, facts: &Facts<'_>, lease: &Lease, reach: Reach) {
-    let node = lease.attributes.public_ip;
-    let route = match (reach, facts.vtep) {
-        (Reach::Vxlan(mac), Some(vtep)) => {
-            let address = lease.subnet.network();
-            desired.neighbours.insert(address, mac);
-            desired.fdb.insert(mac, node);
-            Route {
-                gateway: Some(address),
-                device: vtep,
-                onlink: true,
-                boot: true,
-            }
+        Backend::Vxlan(options) => vxlan::reach(options, facts, backend, family, node),
+        Backend::HostGw => host_gw::reach(facts, backend, node),
+        Backend::Udp(_) | Backend::Ipip(_) | Backend::Alloc | Backend::Extension(_) => {
+            Ok(Reach::Elsewhere)
         }
-        // Without a device there is nothing to hang the objects on; it is about to be created.
-        (Reach::Vxlan(_), None) => return,
-        (Reach::Direct, _) => Route {
-            gateway: Some(node),
-            device: facts.uplink.index,
-            onlink: false,
-            boot: true,
-        },
-    };
-    desired.routes.insert(lease.subnet, route);
-}
-
-fn peer_route(facts: &Facts<'_>, lease: &Lease, reach: Reach) -> Option<PeerRoute> {
-    let node = lease.attributes.public_ip;
-    let hop = facts.hops.get(&node).copied().flatten()?;
-    let usable = hop.device == facts.uplink.index && !hop.local;
-    usable.then(|| PeerRoute {
-        subnet: lease.subnet,
-        node_ip: node,
-        next_hop: hop.gateway.unwrap_or(node),
-        vtep_mac: match reach {
-            Reach::Vxlan(mac) => Some(mac),
-            Reach::Direct => None,
-        },
-    })
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,13 @@
-use super::*;
+use proptest::prelude::*;
+
+use super::{plan::peer_route, *};
+use crate::{
+    fastpath::PeerRoute,
+    kernel::objects::{Desired, Route, TunnelKind, VxlanOptions},
+};
 
 const VTEP: u32 = 3;
+const VTEP_V6: u32 = 4;
 const UPLINK: u32 = 2;
 
 fn config(backend: &str) -> NetworkConfig {
@@ -8,14 +15,32 @@ fn config(backend: &str) -> NetworkConfig {
     NetworkConfig::parse(json.as_bytes()).unwrap()
 }
 
+fn dual_config(backend: &str) -> NetworkConfig {
+    let json = format!(
+        r#"{{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{backend}}}"#
+    );
+    NetworkConfig::parse(json.as_bytes()).unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn both<T>(v4: T, v6: T) -> PerFamily<T> {
+    PerFamily {
+        v4: Some(v4),
+        v6: Some(v6),
+    }
+}
+
 fn uplink() -> Uplink {
-    let address = Ipv4Addr::new(192, 168, 100, 1);
+    let addresses = both(ip("192.168.100.1"), ip("fd00:100::1"));
     Uplink {
         index: UPLINK,
         name: "eth0".into(),
         mtu: 1500,
-        address,
-        public_ip: address,
+        addresses,
+        public: addresses,
     }
 }
 
@@ -23,33 +48,33 @@ fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
 
-fn vxlan_lease(subnet: &str, node: [u8; 4], last: u8) -> Lease {
-    let backend = BackendData::Vxlan {
-        vni: Some(1),
-        mac: mac(last),
-    };
+fn lease(subnet: &str, node: &str, backend: BackendData) -> Lease {
     Lease {
-        subnet: subnet.parse().unwrap(),
+        subnets: PerFamily::v4(subnet.parse().unwrap()),
         attributes: Attributes {
-            public_ip: node.into(),
+            addresses: PerFamily::v4(ip(node)),
             backend,
         },
     }
 }
 
-fn host_gw_lease(subnet: &str, node: [u8; 4]) -> Lease {
-    let attributes = Attributes {
-        public_ip: node.into(),
-        backend: BackendData::HostGw,
-    };
-    Lease {
-        subnet: subnet.parse().unwrap(),
-        attributes,
+fn vtep(last: u8) -> Vtep {
+    Vtep {
+        vni: Some(1),
+        mac: mac(last),
     }
 }
 
+fn vxlan_lease(subnet: &str, node: &str, last: u8) -> Lease {
+    lease(subnet, node, BackendData::Vxlan(PerFamily::v4(vtep(last))))
+}
+
+fn host_gw_lease(subnet: &str, node: &str) -> Lease {
+    lease(subnet, node, BackendData::HostGw)
+}
+
 /// The recorded topology: .100.2 on the link, .101.3 behind the router .100.254.
-fn hops() -> BTreeMap<Ipv4Addr, Option<Hop>> {
+fn hops() -> BTreeMap<IpAddr, Option<Hop>> {
     let hop = |gateway| {
         Some(Hop {
             device: UPLINK,
@@ -59,47 +84,87 @@ fn hops() -> BTreeMap<Ipv4Addr, Option<Hop>> {
         })
     };
     BTreeMap::from([
-        (Ipv4Addr::new(192, 168, 100, 2), hop(None)),
-        (
-            Ipv4Addr::new(192, 168, 101, 3),
-            hop(Some(Ipv4Addr::new(192, 168, 100, 254))),
-        ),
+        (ip("192.168.100.2"), hop(None)),
+        (ip("192.168.101.3"), hop(Some(ip("192.168.100.254")))),
+        (ip("fd00:100::2"), hop(None)),
+        (ip("fd00:101::3"), hop(Some(ip("fd00:100::fe")))),
     ])
 }
 
-fn plan_for(backend: &str, hops: &BTreeMap<Ipv4Addr, Option<Hop>>, leases: &[Lease]) -> Plan {
-    let config = config(backend);
-    let vtep = matches!(config.backend, Backend::Vxlan(_)).then_some(VTEP);
-    let subnet = "10.5.9.0/24".parse().unwrap();
-    let facts = Facts {
-        config: &config,
-        subnet,
-        uplink: &uplink(),
-        vtep,
+fn facts<'a>(
+    config: &'a NetworkConfig,
+    uplink: &'a Uplink,
+    hops: &'a BTreeMap<IpAddr, Option<Hop>>,
+) -> Facts<'a> {
+    let vxlan = matches!(config.backend, Backend::Vxlan(_));
+    let tunnels = both(VTEP, VTEP_V6).filter_map(|_, index| vxlan.then_some(*index));
+    let own = both("10.5.9.0/24", "fd00:5:0:9::/64").map(|_, net| net.parse().unwrap());
+    Facts {
+        config,
+        subnets: own.filter_map(|family, net| config.pools.get(family).map(|_| *net)),
+        uplink,
+        tunnels,
         hops,
-    };
-    plan(&facts, leases.iter())
+    }
 }
 
-fn via_vtep(gateway: [u8; 4]) -> Route {
+fn keyed(leases: &[Lease]) -> Vec<(String, &Lease)> {
+    (0..).map(|n: u32| format!("{n:03}")).zip(leases).collect()
+}
+
+/// The plan, and what the fast path gets of it.
+fn plan_with(
+    config: &NetworkConfig,
+    hops: &BTreeMap<IpAddr, Option<Hop>>,
+    leases: &[Lease],
+) -> (Plan, Vec<PeerRoute>) {
+    let uplink = uplink();
+    let facts = facts(config, &uplink, hops);
+    let keyed = keyed(leases);
+    let plan = Plan::new(
+        &facts,
+        keyed.iter().map(|(key, lease)| (key.as_str(), *lease)),
+    );
+    let routes = keyed
+        .iter()
+        .flat_map(|(key, lease)| Family::ALL.map(|family| (key, *lease, family)))
+        .filter(|(key, _, family)| plan.problem(key, *family).is_none())
+        .filter_map(|(_, lease, family)| {
+            let route = plan.desired.routes.get(lease.subnets.get(family)?)?;
+            peer_route(&facts, lease, family, route)
+        })
+        .collect();
+    (plan, routes)
+}
+
+fn plan_for(
+    backend: &str,
+    hops: &BTreeMap<IpAddr, Option<Hop>>,
+    leases: &[Lease],
+) -> (Plan, Vec<PeerRoute>) {
+    plan_with(&config(backend), hops, leases)
+}
+
+fn via_vtep(gateway: &str) -> Route {
+    let gateway = ip(gateway);
     Route {
-        gateway: Some(gateway.into()),
-        device: VTEP,
+        gateway: Some(gateway),
+        device: if gateway.is_ipv4() { VTEP } else { VTEP_V6 },
         onlink: true,
         boot: true,
     }
 }
 
-fn via_uplink(gateway: [u8; 4]) -> Route {
+fn via_uplink(gateway: &str) -> Route {
     Route {
-        gateway: Some(gateway.into()),
+        gateway: Some(ip(gateway)),
         device: UPLINK,
         onlink: false,
         boot: true,
     }
 }
 
-fn routes<const N: usize>(routes: [(&str, Route); N]) -> BTreeMap<Ipv4Net, Route> {
+fn routes<const N: usize>(routes: [(&str, Route); N]) -> BTreeMap<IpNet, Route> {
     routes
         .map(|(net, route)| (net.parse().unwrap(), route))
         .into()
@@ -108,68 +173,94 @@ fn routes<const N: usize>(routes: [(&str, Route); N]) -> BTreeMap<Ipv4Net, Route
 #[test]
 fn vxlan_demands_what_flanneld_was_recorded_to_write() {
     let leases = [
-        vxlan_lease("10.5.11.0/24", [192, 168, 100, 2], 2),
-        vxlan_lease("10.5.60.0/24", [192, 168, 101, 3], 3),
+        vxlan_lease("10.5.11.0/24", "192.168.100.2", 2),
+        vxlan_lease("10.5.60.0/24", "192.168.101.3", 3),
     ];
-    let plan = plan_for(r#"{"Type":"vxlan"}"#, &BTreeMap::new(), &leases);
+    let (plan, peers) = plan_for(r#"{"Type":"vxlan"}"#, &BTreeMap::new(), &leases);
     assert_eq!(
-        plan.desired.neighbours,
-        BTreeMap::from([
-            (Ipv4Addr::new(10, 5, 11, 0), mac(2)),
-            (Ipv4Addr::new(10, 5, 60, 0), mac(3))
-        ])
-    );
-    assert_eq!(
-        plan.desired.fdb,
-        BTreeMap::from([
-            (mac(2), Ipv4Addr::new(192, 168, 100, 2)),
-            (mac(3), Ipv4Addr::new(192, 168, 101, 3))
-        ])
-    );
-    assert_eq!(
-        plan.desired.routes,
-        routes([
-            ("10.5.11.0/24", via_vtep([10, 5, 11, 0])),
-            ("10.5.60.0/24", via_vtep([10, 5, 60, 0]))
-        ])
+        plan.desired,
+        Desired {
+            neighbours: BTreeMap::from([
+                ((VTEP, ip("10.5.11.0")), mac(2)),
+                ((VTEP, ip("10.5.60.0")), mac(3)),
+            ]),
+            fdb: BTreeMap::from([
+                ((VTEP, mac(2)), ip("192.168.100.2")),
+                ((VTEP, mac(3)), ip("192.168.101.3")),
+            ]),
+            routes: routes([
+                ("10.5.11.0/24", via_vtep("10.5.11.0")),
+                ("10.5.60.0/24", via_vtep("10.5.60.0")),
+            ]),
+        }
     );
     assert!(
-        plan.routes.is_empty(),
+        peers.is_empty(),
         "without known hops the fast path gets no peer"
     );
 }
 
 #[test]
+fn dual_stack_demands_what_flanneld_was_recorded_to_write() {
+    let mut lease = vxlan_lease("10.5.62.0/24", "192.168.100.2", 2);
+    lease.subnets.v6 = Some("fd00:5:0:1e::/64".parse().unwrap());
+    lease.attributes.addresses.v6 = Some(ip("fd00:100::2"));
+    lease.attributes.backend = BackendData::Vxlan(both(vtep(2), vtep(6)));
+    let single = vxlan_lease("10.5.63.0/24", "192.168.101.3", 3);
+    let config = dual_config(r#"{"Type":"vxlan"}"#);
+    let (plan, peers) = plan_with(&config, &hops(), &[lease, single]);
+    assert_eq!(
+        plan.desired,
+        Desired {
+            neighbours: BTreeMap::from([
+                ((VTEP, ip("10.5.62.0")), mac(2)),
+                ((VTEP, ip("10.5.63.0")), mac(3)),
+                ((VTEP_V6, ip("fd00:5:0:1e::")), mac(6)),
+            ]),
+            fdb: BTreeMap::from([
+                ((VTEP, mac(2)), ip("192.168.100.2")),
+                ((VTEP, mac(3)), ip("192.168.101.3")),
+                ((VTEP_V6, mac(6)), ip("fd00:100::2")),
+            ]),
+            routes: routes([
+                ("10.5.62.0/24", via_vtep("10.5.62.0")),
+                ("10.5.63.0/24", via_vtep("10.5.63.0")),
+                ("fd00:5:0:1e::/64", via_vtep("fd00:5:0:1e::")),
+            ]),
+        }
+    );
+    assert!(plan.problems.is_empty());
+    assert_eq!(peers.len(), 3);
+}
+
+#[test]
 fn direct_routing_is_decided_per_peer() {
     let leases = [
-        vxlan_lease("10.5.62.0/24", [192, 168, 100, 2], 2),
-        vxlan_lease("10.5.47.0/24", [192, 168, 101, 3], 3),
+        vxlan_lease("10.5.62.0/24", "192.168.100.2", 2),
+        vxlan_lease("10.5.47.0/24", "192.168.101.3", 3),
     ];
-    let plan = plan_for(r#"{"Type":"vxlan","DirectRouting":true}"#, &hops(), &leases);
+    let (plan, peers) = plan_for(r#"{"Type":"vxlan","DirectRouting":true}"#, &hops(), &leases);
     assert_eq!(
         plan.desired.routes,
         routes([
-            ("10.5.62.0/24", via_uplink([192, 168, 100, 2])),
-            ("10.5.47.0/24", via_vtep([10, 5, 47, 0]))
+            ("10.5.62.0/24", via_uplink("192.168.100.2")),
+            ("10.5.47.0/24", via_vtep("10.5.47.0"))
         ])
     );
     assert_eq!(
         plan.desired.fdb,
-        BTreeMap::from([(mac(3), Ipv4Addr::new(192, 168, 101, 3))])
+        BTreeMap::from([((VTEP, mac(3)), ip("192.168.101.3"))])
     );
     assert_eq!(plan.desired.neighbours.len(), 1);
-    let via: Vec<String> = plan.peers.iter().map(|peer| peer.status().via).collect();
-    assert_eq!(via, ["direct", "vxlan"]);
-    let next_hops: Vec<_> = plan
-        .routes
+    let next_hops: Vec<_> = peers
         .iter()
-        .map(|route| (route.next_hop.to_string(), route.vtep_mac))
+        .map(|route| (route.next_hop, route.vtep_mac))
         .collect();
     assert_eq!(
         next_hops,
         [
-            ("192.168.100.2".to_owned(), None),
-            ("192.168.100.254".to_owned(), Some(mac(3)))
+            (ip("192.168.100.2"), None),
+            (ip("192.168.100.254"), Some(mac(3)))
         ]
     );
 }
@@ -177,58 +268,58 @@ fn direct_routing_is_decided_per_peer() {
 #[test]
 fn host_gw_leaves_out_peers_behind_a_router_and_says_so() {
     let leases = [
-        host_gw_lease("10.5.97.0/24", [192, 168, 100, 2]),
-        host_gw_lease("10.5.52.0/24", [192, 168, 101, 3]),
+        host_gw_lease("10.5.97.0/24", "192.168.100.2"),
+        host_gw_lease("10.5.52.0/24", "192.168.101.3"),
     ];
-    let plan = plan_for(r#"{"Type":"host-gw"}"#, &hops(), &leases);
+    let (plan, peers) = plan_for(r#"{"Type":"host-gw"}"#, &hops(), &leases);
     assert_eq!(
         plan.desired.routes,
-        routes([("10.5.97.0/24", via_uplink([192, 168, 100, 2]))])
+        routes([("10.5.97.0/24", via_uplink("192.168.100.2"))])
     );
     assert!(plan.desired.fdb.is_empty() && plan.desired.neighbours.is_empty());
-    assert_eq!(plan.peers[1].status().via, "none");
-    assert!(plan.peers[1].problem().unwrap().contains("192.168.100.254"));
-    assert_eq!(plan.routes.len(), 1);
+    let problem = plan.problem("001", Family::V4).unwrap();
+    assert!(problem.reason.contains("192.168.100.254"));
+    assert_eq!(peers.len(), 1);
 }
 
 #[test]
 fn a_lease_that_makes_no_sense_here_affects_no_other() {
-    let good = vxlan_lease("10.5.11.0/24", [192, 168, 100, 2], 2);
+    let good = vxlan_lease("10.5.11.0/24", "192.168.100.2", 2);
     for (bad, reason) in [
         (
-            host_gw_lease("10.5.12.0/24", [192, 168, 100, 3]),
+            host_gw_lease("10.5.12.0/24", "192.168.100.3"),
             "BackendType is \"host-gw\"",
         ),
         (
-            vxlan_lease("10.5.9.128/25", [192, 168, 100, 3], 3),
+            vxlan_lease("10.5.9.128/25", "192.168.100.3", 3),
             "overlaps this node's",
         ),
         (
-            vxlan_lease("10.0.0.0/8", [192, 168, 100, 3], 3),
+            vxlan_lease("10.0.0.0/8", "192.168.100.3", 3),
             "overlaps this node's",
         ),
         (
-            vxlan_lease("192.168.100.0/24", [192, 168, 100, 3], 3),
+            vxlan_lease("192.168.100.0/24", "192.168.100.3", 3),
             "contains the node address 192.168.100.3",
         ),
         (
-            vxlan_lease("192.168.100.0/24", [1, 2, 3, 4], 3),
+            vxlan_lease("192.168.100.0/24", "1.2.3.4", 3),
             "contains the node address 192.168.100.1",
         ),
         (
-            vxlan_lease("10.5.12.0/24", [192, 168, 100, 3], 2),
+            vxlan_lease("10.5.12.0/24", "192.168.100.3", 2),
             "VtepMAC 02:00:00:00:00:02 is also that of 192.168.100.2",
         ),
         (
-            vxlan_lease("10.5.11.0/24", [192, 168, 100, 3], 3),
+            vxlan_lease("10.5.11.0/24", "192.168.100.3", 3),
             "another lease has the same subnet",
         ),
     ] {
-        let alone = plan_for(r#"{"Type":"vxlan"}"#, &hops(), std::slice::from_ref(&good));
-        let both = plan_for(r#"{"Type":"vxlan"}"#, &hops(), &[good.clone(), bad]);
+        let (alone, routes) = plan_for(r#"{"Type":"vxlan"}"#, &hops(), std::slice::from_ref(&good));
+        let (both, both_routes) = plan_for(r#"{"Type":"vxlan"}"#, &hops(), &[good.clone(), bad]);
         assert_eq!(both.desired, alone.desired, "{reason}");
-        assert_eq!(both.routes, alone.routes, "{reason}");
-        let problem = both.peers[1].problem().unwrap();
+        assert_eq!(both_routes, routes, "{reason}");
+        let problem = &both.problem("001", Family::V4).unwrap().reason;
         assert!(problem.contains(reason), "{problem}");
     }
 }
@@ -241,45 +332,144 @@ fn a_peer_that_leaves_by_another_interface_is_not_for_the_fast_path() {
         source: None,
         local: false,
     });
-    let hops = BTreeMap::from([(Ipv4Addr::new(192, 168, 100, 2), elsewhere)]);
-    let lease = vxlan_lease("10.5.11.0/24", [192, 168, 100, 2], 2);
-    let plan = plan_for(r#"{"Type":"vxlan","DirectRouting":true}"#, &hops, &[lease]);
-    assert_eq!(plan.peers[0].status().via, "vxlan");
-    assert!(plan.routes.is_empty());
+    let hops = BTreeMap::from([(ip("192.168.100.2"), elsewhere)]);
+    let lease = vxlan_lease("10.5.11.0/24", "192.168.100.2", 2);
+    let (plan, peers) = plan_for(r#"{"Type":"vxlan","DirectRouting":true}"#, &hops, &[lease]);
+    let expected = routes([("10.5.11.0/24", via_vtep("10.5.11.0"))]);
+    assert_eq!(plan.desired.routes, expected);
+    assert!(peers.is_empty());
+}
+
+/// A lease out of few subnets, nodes and MACs, so that they clash.
+fn any_lease() -> impl Strategy<Value = Lease> {
+    let subnet = prop_oneof![
+        (8u8..14).prop_map(|third| format!("10.5.{third}.0/24")),
+        Just("10.5.8.0/22".to_owned())
+    ];
+    let v6 = prop::option::of((8u8..12, 1u8..4, 1u8..4));
+    (subnet, 1u8..5, 1u8..5, v6, any::<bool>()).prop_map(|(subnet, node, last, v6, gw)| {
+        let mut lease = vxlan_lease(&subnet, &format!("192.168.100.{node}"), last);
+        if let Some((third, node, last)) = v6 {
+            lease.subnets.v6 = Some(format!("fd00:5:0:{third}::/64").parse().unwrap());
+            lease.attributes.addresses.v6 = Some(ip(&format!("fd00:100::{node}")));
+            if let BackendData::Vxlan(vteps) = &mut lease.attributes.backend {
+                vteps.v6 = Some(vtep(last));
+            }
+        }
+        if gw {
+            lease.attributes.backend = BackendData::HostGw;
+        }
+        lease
+    })
+}
+
+proptest! {
+    #[test]
+    fn planning_what_has_changed_is_planning_all(
+        backend in prop::sample::select(vec![
+            r#"{"Type":"vxlan"}"#,
+            r#"{"Type":"vxlan","DirectRouting":true}"#,
+            r#"{"Type":"host-gw"}"#,
+        ]),
+        steps in prop::collection::vec((0u8..6, prop::option::of(any_lease())), 1..40),
+    ) {
+        let (config, uplink, hops) = (dual_config(backend), uplink(), hops());
+        let facts = facts(&config, &uplink, &hops);
+        let mut leases: BTreeMap<String, Lease> = BTreeMap::new();
+        let mut plan = Plan::default();
+        for (key, new) in steps {
+            let key = format!("{key}");
+            let old = match new.clone() {
+                Some(new) => leases.insert(key.clone(), new),
+                None => leases.remove(&key),
+            };
+            let before = plan.desired.clone();
+            let all = Plan::new(&facts, leases.iter().map(|(key, lease)| (key.as_str(), lease)));
+            match plan.replace(&facts, &key, old.as_ref(), new.as_ref()) {
+                Some(scope) => {
+                    prop_assert_eq!(&plan, &all);
+                    // Whatever differs is in scope.
+                    for (net, route) in before.routes.iter().chain(&all.desired.routes) {
+                        let same = before.routes.get(net) == Some(route) && all.desired.routes.get(net) == Some(route);
+                        prop_assert!(same || scope.routes.contains(net));
+                    }
+                    for (entry, mac) in before.neighbours.iter().chain(&all.desired.neighbours) {
+                        let same = before.neighbours.get(entry) == Some(mac) && all.desired.neighbours.get(entry) == Some(mac);
+                        prop_assert!(same || scope.neighbours.contains(entry));
+                    }
+                    for (entry, node) in before.fdb.iter().chain(&all.desired.fdb) {
+                        let same = before.fdb.get(entry) == Some(node) && all.desired.fdb.get(entry) == Some(node);
+                        prop_assert!(same || scope.fdb.contains(entry));
+                    }
+                }
+                None => plan = all,
+            }
+        }
+    }
 }
 
 #[test]
 fn the_device_is_the_recorded_one() {
     let config = config(r#"{"Type":"vxlan","VNI":42,"Port":4789,"GBP":true,"MTU":1400}"#);
-    let subnet: Ipv4Net = "10.5.15.64/26".parse().unwrap();
+    let subnets = PerFamily::v4("10.5.15.64/26".parse().unwrap());
+    let macs = PerFamily::v4(mac(1));
     assert_eq!(
-        device(&config, &uplink(), Some(subnet), mac(1)),
-        Some(VxlanDevice {
+        devices(&config, &uplink(), &subnets, &macs),
+        PerFamily::v4(TunnelDevice {
             name: "flannel.42".into(),
-            vni: 42,
             parent: UPLINK,
-            local: Ipv4Addr::new(192, 168, 100, 1),
-            port: 4789,
-            gbp: true,
-            learning: false,
+            local: ip("192.168.100.1"),
             mtu: 1350,
-            mac: mac(1),
-            address: Some(Ipv4Addr::new(10, 5, 15, 64)),
+            network: "10.5.0.0/16".parse().unwrap(),
+            address: Some(ip("10.5.15.64")),
+            kind: TunnelKind::Vxlan(VxlanOptions {
+                vni: 42,
+                port: 4789,
+                gbp: true,
+                learning: false,
+                mac: mac(1),
+            }),
         })
     );
     assert_eq!(pod_mtu(&config, &uplink()), 1350);
 }
 
 #[test]
+fn each_family_has_a_device_with_the_mtu_that_it_takes() {
+    let config = dual_config(r#"{"Type":"vxlan"}"#);
+    let macs = both(mac(1), mac(2));
+    let made = devices(&config, &uplink(), &PerFamily::default(), &macs);
+    let shown = made.map(|_, device| (device.name.clone(), device.mtu, device.local));
+    assert_eq!(
+        shown,
+        both(
+            ("flannel.1".into(), 1450, ip("192.168.100.1")),
+            ("flannel-v6.1".into(), 1430, ip("fd00:100::1"))
+        )
+    );
+    assert_eq!(pod_mtu(&config, &uplink()), 1430);
+}
+
+#[test]
 fn mtu_is_that_of_the_interface_less_what_encapsulation_takes() {
     assert_eq!(pod_mtu(&config(r#"{"Type":"vxlan"}"#), &uplink()), 1450);
     assert_eq!(pod_mtu(&config(r#"{"Type":"host-gw"}"#), &uplink()), 1500);
+    let narrow = Uplink {
+        mtu: 1340,
+        ..uplink()
+    };
+    assert_eq!(objection(&config(r#"{"Type":"vxlan"}"#), &narrow), None);
+    let objection = objection(&dual_config(r#"{"Type":"vxlan"}"#), &narrow).unwrap();
+    assert!(
+        objection.starts_with("MTU of eth0 = 1340: too small"),
+        "{objection}"
+    );
 }
 
 #[test]
 fn host_gw_objects_to_a_public_address_that_is_not_the_interfaces() {
     let other = Uplink {
-        public_ip: Ipv4Addr::new(203, 0, 113, 1),
+        public: PerFamily::v4(ip("203.0.113.1")),
         ..uplink()
     };
     let host_gw = config(r#"{"Type":"host-gw"}"#);

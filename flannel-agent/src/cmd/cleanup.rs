@@ -9,12 +9,13 @@ use anyhow::{Context as _, bail};
 
 use super::{args::CleanupOptions, run::liberal_state};
 use crate::{
+    family::Family,
     fastpath,
     kernel::{
         apply, conntrack,
         diff::{LinkOp, Op, Ownership},
         netlink::Netlink,
-        objects::{LinkKind, Observed},
+        objects::{Link, LinkKind, Observed},
         observe, rules,
     },
     reconcile::device,
@@ -87,29 +88,28 @@ fn remove_pins(options: &CleanupOptions) -> anyhow::Result<Vec<String>> {
     fastpath::remove(directory).with_context(|| format!("--pin-dir = {}", directory.display()))
 }
 
-/// Routes of host-gw and `DirectRouting`; those of a VXLAN device go with it.
+/// Routes of host-gw and `DirectRouting`; those of a tunnel device go with it.
 fn remove_routes(
     netlink: &mut Netlink,
     previous: Previous,
     dry_run: bool,
 ) -> anyhow::Result<Vec<String>> {
-    let (Some(network), Some(subnet)) = (previous.network, previous.subnet) else {
-        return Ok(Vec::new());
-    };
+    let networks = previous
+        .networks
+        .filter_map(|family, network| Some((*network, previous.subnets.get(family)?.prefix_len())));
+    let families: Vec<Family> = networks.iter().map(|(family, _)| family).collect();
     let mut observed = Observed::default();
-    observe::routes(netlink, &mut observed)?;
+    observe::routes(netlink, families, &mut observed)?;
     let ops: Vec<Op> = observed
         .routes
         .iter()
         .filter(|(destination, route)| {
-            let subnet_len = subnet.prefix_len();
-            Ownership {
-                network,
-                subnet_len,
-                vtep: None,
+            let ownership = Ownership {
+                networks,
                 uplink: route.device,
-            }
-            .covers(destination, route)
+                ..Ownership::default()
+            };
+            ownership.covers(destination, route)
         })
         .map(|(destination, route)| Op::RemoveRoute(*destination, *route))
         .collect();
@@ -127,28 +127,35 @@ fn remove_routes(
     });
     let names: Vec<String> = names.collect();
     if !dry_run {
-        for (result, name) in apply::peers(netlink, &ops, None)?.into_iter().zip(&names) {
+        for (result, name) in apply::peers(netlink, &ops)?.into_iter().zip(&names) {
             result.with_context(|| name.clone())?;
         }
     }
     Ok(names)
 }
 
+/// What the names of VXLAN devices begin with, before the network identifier.
+const VXLAN_NAMES: [&str; 2] = ["flannel.", "flannel-v6."];
+/// The name of the IPIP device.
+const IPIP_NAME: &str = "flannel.ipip";
+
+/// Whether a device is one that flannel makes.
+fn is_flannels(link: &Link) -> bool {
+    match &link.kind {
+        LinkKind::Vxlan(vxlan) => VXLAN_NAMES
+            .iter()
+            .filter_map(|prefix| link.name.strip_prefix(prefix)?.parse().ok())
+            .any(|vni: u32| vni == vxlan.vni),
+        LinkKind::Ipip(_) => link.name == IPIP_NAME,
+        LinkKind::Veth | LinkKind::Other => false,
+    }
+}
+
 fn remove_devices(netlink: &mut Netlink, dry_run: bool) -> anyhow::Result<Vec<String>> {
     let mut observed = Observed::default();
     device::read_links(netlink, &mut observed)?;
     let mut removed = Vec::new();
-    for link in observed.links.values() {
-        let number = link
-            .name
-            .strip_prefix("flannel.")
-            .and_then(|vni| vni.parse::<u32>().ok());
-        let LinkKind::Vxlan(vxlan) = &link.kind else {
-            continue;
-        };
-        if number != Some(vxlan.vni) {
-            continue;
-        }
+    for link in observed.links.values().filter(|link| is_flannels(link)) {
         if !dry_run {
             let op = LinkOp::Delete(link.index, link.name.clone(), "cleanup".into());
             apply::link(netlink, &op).with_context(|| format!("device {}", link.name))?;

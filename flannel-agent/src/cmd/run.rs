@@ -1,11 +1,13 @@
 //! `flannel-agent run`: the daemon, from options to the reconcile loop.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
+use flannel_common::addr::Mac;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -15,6 +17,7 @@ use super::args::{self, AntiSpoof, LogFormat, RunOptions};
 use crate::{
     backend,
     board::Board,
+    family::PerFamily,
     fastpath::{self, FastPath},
     health,
     iface::{self, Uplink},
@@ -105,9 +108,6 @@ fn check(options: &RunOptions) -> anyhow::Result<()> {
     if switches.use_multi_cluster_cidr.is_some() {
         tracing::warn!("--use-multi-cluster-cidr was removed from flanneld and has no effect");
     }
-    if options.public_ipv6.0.is_some() {
-        tracing::warn!("--public-ipv6 has no effect: IPv6 is not supported yet");
-    }
     let endpoints: Vec<&String> = options
         .etcd_endpoints
         .iter()
@@ -191,34 +191,40 @@ async fn agent(
 
     let mut netlink = Netlink::open()?;
     let events = Events::open().context("netlink events")?;
+    let wanted = wanted_interface(&options, &config);
     let interface =
-        while_answering(&mut calls, find_interface(&mut netlink, &options, &board)).await?;
+        while_answering(&mut calls, find_interface(&mut netlink, &wanted, &board)).await?;
     if let Some(objection) = backend::objection(&config, &interface) {
         bail!(objection);
     }
-    tracing::info!(name = interface.name, address = %interface.address, public = %interface.public_ip, "interface between nodes");
+    tracing::info!(
+        name = interface.name,
+        address = interface.addresses.join(),
+        public = interface.public.join(),
+        "interface between nodes"
+    );
     board.update(|status| {
         status.interface = Some(interface.name.clone());
-        status.public_ip = Some(interface.public_ip.to_string());
+        status.public_ip = Some(interface.public.join());
     });
 
-    let mac = make_device(&mut netlink, &config, &interface)?;
-    let attributes = backend::attributes(&config, &interface, mac);
+    let macs = make_devices(&mut netlink, &config, &interface)?;
+    let attributes = backend::attributes(&config, &interface, &macs);
     let request = Request {
         config: config.clone(),
         attributes: attributes.clone(),
-        previous: subnet_file::previous(&options.subnet_file).subnet,
+        previous: subnet_file::previous(&options.subnet_file).subnets,
     };
     let own = while_answering(&mut calls, manager.acquire(request, &board)).await;
 
     let switches = &options.switches;
     let rules = Rules {
-        network: config.network,
-        subnet: own.subnet,
+        networks: config.networks(),
+        subnets: own.subnets,
         masquerade: switches.ip_masq,
         random_fully: !switches.ip_masq_fully_random_disable,
         forward: switches.iptables_forward_rules,
-        nftables: config.enable_nftables,
+        nftables: config.enable_nftables.unwrap_or(false),
         guard: Guard::default(),
     };
     let rules = Keeper::start(
@@ -228,6 +234,7 @@ async fn agent(
     );
     let settings = Settings {
         config,
+        iface: wanted,
         subnet_file: options.subnet_file.clone(),
         ip_masq: switches.ip_masq,
         fast_path: fastpath::Mode::from(options.fast_path) != fastpath::Mode::Off,
@@ -256,7 +263,7 @@ async fn agent(
     let (lease_events, leases) = mpsc::channel(LEASE_EVENTS);
     tokio::spawn(manager.run(lease_events, to_publish, board.clone()));
     let reconciler = Reconciler::new(
-        settings, board, netlink, interface, own, mac, publish, fast_path,
+        settings, board, netlink, interface, own, macs, publish, fast_path,
     );
     reconcile::run(
         reconciler,
@@ -331,7 +338,7 @@ fn warn_about_host(config: &NetworkConfig, options: &RunOptions, board: &Board) 
     }
     let rules = options.switches.ip_masq || options.switches.iptables_forward_rules;
     if rules
-        && !config.enable_nftables
+        && config.enable_nftables != Some(true)
         && apply::read_sysctl("net/bridge/bridge-nf-call-iptables").is_err()
     {
         board.problem(
@@ -347,47 +354,56 @@ fn warn_about_host(config: &NetworkConfig, options: &RunOptions, board: &Board) 
     }
 }
 
+/// What the options say about the interface between nodes.
+fn wanted_interface(options: &RunOptions, config: &NetworkConfig) -> iface::Options {
+    iface::Options {
+        iface: options.iface.clone(),
+        iface_regex: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach.0.map(IpAddr::from),
+        public: PerFamily {
+            v4: options.public_ip.0.map(IpAddr::from),
+            v6: options.public_ipv6.0.map(IpAddr::from),
+        },
+        families: config.pools.map(|_, _| ()),
+    }
+}
+
 /// Chooses the interface; an interface that is named but not there yet is waited for, a wrong option is not.
 async fn find_interface(
     netlink: &mut Netlink,
-    options: &RunOptions,
+    wanted: &iface::Options,
     board: &Board,
 ) -> Result<Uplink, iface::Error> {
-    let wanted = iface::Options {
-        iface: options.iface.clone(),
-        iface_regex: options.iface_regex.clone(),
-        can_reach: options.iface_can_reach.0,
-        public_ip: options.public_ip.0,
-    };
-    let chosen = iface::candidates(netlink, &wanted)?.choose(&wanted);
-    if let Err(error @ (iface::Error::NoDefaultRoute | iface::Error::NoAddress(_))) = &chosen {
+    let chosen = iface::candidates(netlink, wanted)?.choose(wanted);
+    if let Err(error @ (iface::Error::NoDefaultRoute | iface::Error::NoAddress(..))) = &chosen {
         // At boot the agent may be faster than the network's configuration: look once more, then give up as upstream.
         board.problem("uplink", Some(error.to_string()));
         tokio::time::sleep(WAIT).await;
-        let chosen = iface::candidates(netlink, &wanted)?.choose(&wanted)?;
+        let chosen = iface::candidates(netlink, wanted)?.choose(wanted)?;
         board.problem("uplink", None);
         return Ok(chosen);
     }
     chosen
 }
 
-/// Makes the VXLAN device, if the backend has one, before there is a lease: the lease publishes its MAC.
-fn make_device(
+/// Makes the tunnel devices, if the backend has some, before there is a lease: the lease publishes their MACs.
+fn make_devices(
     netlink: &mut Netlink,
     config: &NetworkConfig,
     interface: &Uplink,
-) -> anyhow::Result<flannel_common::addr::Mac> {
-    let mac = device::random_mac();
-    let Some(desired) = backend::device(config, interface, None, mac) else {
-        return Ok(mac);
-    };
+) -> anyhow::Result<PerFamily<Mac>> {
+    let mut macs = config.pools.map(|_, _| device::random_mac());
+    let devices = backend::devices(config, interface, &PerFamily::default(), &macs);
+    if devices.is_empty() {
+        return Ok(macs);
+    }
     let mut observed = Observed::default();
     device::read_links(netlink, &mut observed)?;
-    let ensured = device::ensure(netlink, &desired, config.network, &mut observed)?;
-    ensured
-        .link
-        .mac
-        .with_context(|| format!("device {} has no MAC", desired.name))
+    for (family, desired) in devices.iter() {
+        let ensured = device::ensure(netlink, desired, &mut observed)?;
+        *macs.get_mut(family) = ensured.link.mac;
+    }
+    Ok(macs)
 }
 
 #[cfg(test)]

@@ -63,11 +63,8 @@ pub fn node(hooks: &Hooks, topology: &Topology) -> Result<(), Error> {
     if by(&topology.uplink).ingress {
         return found(&topology.uplink, "a traffic control filter");
     }
-    let inner = [
-        topology.vtep.as_ref().map(|vtep| &vtep.device),
-        topology.bridge.as_ref(),
-    ];
-    for device in inner.into_iter().flatten() {
+    let vteps = topology.vtep.values().map(|vtep| &vtep.device);
+    for device in vteps.chain(topology.bridge.as_ref()) {
         if by(device).ingress || by(device).egress {
             return found(device, "a traffic control filter or shaper");
         }

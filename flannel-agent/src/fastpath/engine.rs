@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fs;
+use std::net::IpAddr;
 
 use aya::Ebpf;
 use flannel_common::addr::Mac;
@@ -14,6 +15,7 @@ use flannel_common::maps::{
 };
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, vxlan};
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::bypass::{self, Serve};
@@ -24,6 +26,7 @@ use super::tables::{Contents, Tables, monotonic, nanoseconds};
 use super::tier::{self, Attest, Egress, Ingress};
 use super::xdp::NicXdp;
 use super::{AttachBy, Device, Error, Mode, Options, Pod, PodHook, Topology, object};
+use crate::family::Family;
 use crate::kernel::conntrack;
 use crate::reconcile::device::random_mac;
 use crate::status;
@@ -48,6 +51,8 @@ pub struct Engine {
     egress: Egress,
     /// Whether anything is encapsulated at all.
     tunnel: bool,
+    /// Whether anything is routed without a tunnel.
+    direct: bool,
     bpf: Ebpf,
     hooks: Hooks,
     xdp: NicXdp,
@@ -107,6 +112,7 @@ impl Engine {
             strict: None,
             egress,
             tunnel: false,
+            direct: false,
             bpf,
             hooks,
             xdp,
@@ -134,6 +140,11 @@ impl Engine {
             .then_some(self.options.mark)
     }
 
+    /// What keeps the whole node on the kernel path.
+    pub fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
     /// Brings hooks and maps in line.
     pub fn sync(&mut self, topology: &Topology) {
         self.trouble = None;
@@ -159,18 +170,28 @@ impl Engine {
         }
     }
 
+    /// Brings these peers' map entries in line, or all if that is not enough.
+    pub fn change_peers(&mut self, topology: &Topology, subnets: &[IpNet]) {
+        let same_hooks = kinds(topology) == (self.tunnel, self.direct);
+        let healthy = self.failure.is_none() && self.trouble.is_none();
+        if !(healthy && same_hooks)
+            || !matches!(self.tables.change_peers(&topology.peers, subnets), Ok(true))
+        {
+            self.sync(topology);
+        }
+    }
+
     fn sync_all(&mut self, topology: &Topology) -> Result<(), Error> {
         bypass::node(&self.hooks, topology)?;
         if self.mark() != topology.mark && self.mark().is_some() {
             return Err(Error::NoMark);
         }
-        let tunnel =
-            topology.vtep.is_some() && topology.peers.iter().any(|peer| peer.vtep_mac.is_some());
-        self.tunnel = tunnel;
-        let direct = topology.peers.iter().any(|peer| peer.vtep_mac.is_none());
+        let (tunnel, direct) = kinds(topology);
+        (self.tunnel, self.direct) = (tunnel, direct);
         let at_nic = direct || (tunnel && self.options.ingress != Ingress::Vtep);
         let at_vtep = topology
             .vtep
+            .v4
             .as_ref()
             .filter(|_| tunnel && self.options.ingress == Ingress::Vtep);
         let receivers = [
@@ -190,7 +211,7 @@ impl Engine {
             self.xdp.detach()?;
         }
         let learns = self.options.mode == Mode::Flow;
-        let vtep = topology.vtep.as_ref().filter(|_| learns && tunnel);
+        let vtep = topology.vtep.v4.as_ref().filter(|_| learns && tunnel);
         let attesters: Vec<&Device> = vtep
             .map(|vtep| &vtep.device)
             .into_iter()
@@ -211,7 +232,7 @@ impl Engine {
             config: self.config(topology),
             ..Contents::default()
         };
-        contents.set_peers(&topology.peers, topology.subnet.prefix_len());
+        contents.set_peers(topology.peers.iter(), prefix_len(topology));
         let ports = self.attach_pods(topology, &mut contents);
         self.tables.beat(monotonic() + self.options.heartbeat)?;
         if let Err(error) = self.tables.sync(contents) {
@@ -246,7 +267,7 @@ impl Engine {
         self.pods.clear();
         let mut ports = Vec::new();
         let mut without_hook = Vec::new();
-        for pod in &topology.pods {
+        for pod in topology.pods.iter().filter(|pod| pod.ip.is_ipv4()) {
             let note = match bypass::pod(&self.hooks, topology, pod) {
                 Ok(Serve::Straight) => Note::default(),
                 Ok(Serve::ViaHost(why)) => Note {
@@ -332,14 +353,17 @@ impl Engine {
     }
 
     fn serve(&mut self, pod: &Pod, contents: &mut Contents, note: Note) {
+        let IpAddr::V4(address) = pod.ip else {
+            return;
+        };
         let value = LocalPod {
-            address: pod.ip.into(),
+            address: address.into(),
             host_index: pod.host_index,
             mac: pod.mac,
             flags: note.flags,
             ..LocalPod::default()
         };
-        contents.pods.insert(pod.ip, value);
+        contents.pods.insert(address, value);
         self.list(pod, note.text);
     }
 
@@ -355,12 +379,16 @@ impl Engine {
         let uplink_mtu = limit(topology.uplink.mtu);
         let bridge = topology.bridge.as_ref();
         let (source_port_min, source_port_max) = port_range();
+        let host_bits = u32::BITS - u32::from(prefix_len(topology));
         let mut config = Config {
             flags: FLAG_ACTIVE,
             uplink_index: topology.uplink.index,
-            node_ip: topology.node_ip.into(),
-            subnet_mask: Be32::from(topology.subnet.netmask()),
-            host_bits: u32::BITS - u32::from(topology.subnet.prefix_len()),
+            node_ip: match topology.node_ip.v4 {
+                Some(IpAddr::V4(address)) => address.into(),
+                _ => Be32::default(),
+            },
+            subnet_mask: Be32::new(u32::MAX.checked_shl(host_bits).unwrap_or(0)),
+            host_bits,
             source_port_min,
             source_port_max,
             direct_mtu: uplink_mtu,
@@ -388,7 +416,7 @@ impl Engine {
         if self.options.strict {
             config.flags |= FLAG_STRICT;
         }
-        if let Some(vtep) = &topology.vtep {
+        if let Some(vtep) = &topology.vtep.v4 {
             config.vtep_index = vtep.device.index;
             config.vtep_mac = vtep.device.mac;
             config.vni = vtep.vni;
@@ -467,6 +495,19 @@ impl Engine {
             Err(error) => status.reason = Some(error.to_string()),
         }
     }
+}
+
+/// Whether any peer is reached through the tunnel, and whether any is without it.
+fn kinds(topology: &Topology) -> (bool, bool) {
+    (
+        topology.vtep.v4.is_some() && topology.peers.any(Family::V4, true),
+        topology.peers.any(Family::V4, false),
+    )
+}
+
+/// Length of the subnets that are told apart by number.
+fn prefix_len(topology: &Topology) -> u8 {
+    topology.subnet.v4.map_or(0, |subnet| subnet.prefix_len())
 }
 
 /// What is special about serving a pod.

@@ -28,8 +28,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::Error;
+use ipnet::IpNet;
 pub use tier::{Attest, Egress, Ingress};
-pub use topology::{Device, PeerRoute, Pod, Topology, Vtep};
+pub use topology::{Device, PeerRoute, Peers, Pod, Topology, Vtep};
 use tracing::{info, warn};
 
 use self::engine::Engine;
@@ -188,6 +189,13 @@ impl FastPath {
         }
     }
 
+    /// Brings the maps in line where only these peers have changed since the last call; `topology` is as it is now.
+    pub fn change_peers(&mut self, topology: &Topology, subnets: &[IpNet]) {
+        if let State::Loaded(engine) = &mut self.state {
+            engine.change_peers(topology, subnets);
+        }
+    }
+
     /// The bit of packets' marks that netfilter must set on what it attests, if it is netfilter that does; also while
     /// another mode does not need it, so that the rule does not come and go.
     pub fn mark(&mut self) -> Option<u32> {
@@ -195,6 +203,16 @@ impl FastPath {
             self.mark = self.mark.or(engine.mark());
         }
         self.mark
+    }
+
+    /// What keeps the whole node on the kernel's path, and what can be done about it.
+    pub fn problem(&self) -> Option<String> {
+        let error = match &self.state {
+            State::Off => None,
+            State::Unavailable(error) => Some(error),
+            State::Loaded(engine) => engine.failure(),
+        }?;
+        Some(format!("{error}; {}", error.remedy()))
     }
 
     /// What is attached, why not more, and what the counters say.

@@ -106,7 +106,36 @@ impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
         result
     }
 
+    /// Sets or removes one entry.
+    ///
+    /// # Errors
+    /// [`Error::Map`]; the entry is then gone.
+    pub fn change(&mut self, key: K, value: Option<V>) -> Result<(), Error> {
+        let result = match value {
+            Some(value) => self.set(key, value),
+            None => self.remove(&key),
+        };
+        result.map_err(|source| failed(self.name, source))
+    }
+
+    fn set(&mut self, key: K, value: V) -> Result<(), MapError> {
+        if self.mirror.get(&key) == Some(&value) {
+            return Ok(());
+        }
+        match self.map.put(&key, value) {
+            Ok(()) => {
+                self.mirror.insert(key, value);
+                Ok(())
+            }
+            // Rather nothing than what is no longer true.
+            Err(source) => Err(self.remove(&key).err().unwrap_or(source)),
+        }
+    }
+
     fn remove(&mut self, key: &K) -> Result<(), MapError> {
+        if !self.mirror.contains_key(key) {
+            return Ok(());
+        }
         match self.map.delete(key) {
             Ok(()) | Err(MapError::KeyNotFound) => {
                 self.mirror.remove(key);
@@ -123,18 +152,8 @@ impl<M: Entries<K, V>, K: Ord + Copy, V: PartialEq + Copy> Table<M, K, V> {
     pub fn fill(&mut self, wanted: &BTreeMap<K, V>) -> Result<(), Error> {
         let mut result = Ok(());
         for (&key, &value) in wanted {
-            if self.mirror.get(&key) == Some(&value) {
-                continue;
-            }
-            match self.map.put(&key, value) {
-                Ok(()) => {
-                    self.mirror.insert(key, value);
-                }
-                Err(source) => {
-                    // Rather nothing than what is no longer true.
-                    let removed = self.remove(&key);
-                    result = Err(failed(self.name, removed.err().unwrap_or(source)));
-                }
+            if let Err(source) = self.set(key, value) {
+                result = Err(failed(self.name, source));
             }
         }
         result

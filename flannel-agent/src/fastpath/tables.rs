@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use flannel_common::maps::{
 };
 use flannel_common::outcome::{self, Hook, Outcome};
 use flannel_common::wire::Be32;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Error;
@@ -23,7 +23,7 @@ use super::indexed::Indexed;
 use super::plain::Plain;
 use super::sys;
 use super::table::Table;
-use super::topology::PeerRoute;
+use super::topology::{PeerRoute, Peers};
 use crate::status::Counters;
 
 type Trie<V> = LpmTrie<MapData, Plain<Be32>, Plain<V>>;
@@ -54,27 +54,47 @@ pub struct Contents {
 
 impl Contents {
     /// Sorts peers by the length of their subnet. Should two subnets have one number, the lower one keeps it.
-    pub fn set_peers(&mut self, peers: &[PeerRoute], length: u8) {
+    pub fn set_peers<'a>(&mut self, peers: impl IntoIterator<Item = &'a PeerRoute>, length: u8) {
         let host_bits = u32::BITS - u32::from(length);
         let mut numbers = BTreeSet::new();
-        let mut peers: Vec<_> = peers.iter().collect();
-        peers.sort_by_key(|peer| peer.subnet);
-        for peer in peers {
-            let subnet = Be32::from(peer.subnet.network());
-            let value = Peer {
-                subnet,
-                node_ip: peer.node_ip.into(),
-                next_hop: peer.next_hop.into(),
-                vtep_mac: peer.vtep_mac.unwrap_or_default(),
-                ..Peer::default()
-            };
-            let usual = peer.subnet.prefix_len() == length;
-            if usual && numbers.insert(subnet_number(subnet, host_bits)) {
-                self.subnets.insert(peer.subnet.network(), value);
+        let mut peers: Vec<_> = peers.into_iter().filter_map(entry).collect();
+        peers.sort_by_key(|(subnet, _)| *subnet);
+        for (subnet, value) in peers {
+            let usual = subnet.prefix_len() == length;
+            if usual && numbers.insert(subnet_number(value.subnet, host_bits)) {
+                self.subnets.insert(subnet.network(), value);
             } else {
-                self.other_lengths.insert(peer.subnet.trunc(), value);
+                self.other_lengths.insert(subnet.trunc(), value);
             }
         }
+    }
+}
+
+/// A peer as the maps hold it; none if it is of the other family.
+fn entry(route: &PeerRoute) -> Option<(Ipv4Net, Peer)> {
+    let (IpNet::V4(subnet), IpAddr::V4(node_ip), IpAddr::V4(next_hop)) =
+        (route.subnet, route.node_ip, route.next_hop)
+    else {
+        return None;
+    };
+    let value = Peer {
+        subnet: subnet.network().into(),
+        node_ip: node_ip.into(),
+        next_hop: next_hop.into(),
+        vtep_mac: route.vtep_mac.unwrap_or_default(),
+        ..Peer::default()
+    };
+    Some((subnet, value))
+}
+
+/// A peer with the time since when it is so: that of the entry that is there, if nothing else differs.
+fn dated(old: Option<&Peer>, new: Peer, now: u64) -> Peer {
+    let since = old.map_or(now, |old| old.since);
+    let as_before = Peer { since, ..new };
+    if old == Some(&as_before) {
+        as_before
+    } else {
+        Peer { since: now, ..new }
     }
 }
 
@@ -146,14 +166,45 @@ impl Tables {
             self.other_lengths.fill(&contents.other_lengths),
             self.pods.fill(&contents.pods),
         ];
-        // Last, so that nothing is taken for checked that was looked up before.
-        let mut control = self.control()?;
-        control.generation = control.generation.checked_add(1).unwrap_or(1);
-        self.set_control(control)?;
+        self.next_generation()?;
         if self.current()? != config {
             self.set_config(config)?;
         }
         results.into_iter().collect()
+    }
+
+    /// After every change, so that nothing is taken for checked that was looked up before.
+    fn next_generation(&mut self) -> Result<(), Error> {
+        let mut control = self.control()?;
+        control.generation = control.generation.checked_add(1).unwrap_or(1);
+        self.set_control(control)
+    }
+
+    /// Brings these subnets in line with `peers`. Says whether that was possible without looking at the others.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn change_peers(&mut self, peers: &Peers, subnets: &[IpNet]) -> Result<bool, Error> {
+        let config = self.current()?;
+        let mask = Ipv4Addr::from(config.subnet_mask);
+        let now = nanoseconds(monotonic());
+        for subnet in subnets {
+            let IpNet::V4(subnet_v4) = subnet else {
+                continue;
+            };
+            if config.flags & FLAG_OTHER_LENGTHS != 0 || subnet_v4.netmask() != mask {
+                return Ok(false);
+            }
+            let address = subnet_v4.network();
+            let value = peers.get(subnet).and_then(entry);
+            let value = value.map(|(_, new)| dated(self.subnets.get(&address), new, now));
+            // It may have the number of another, which only all together can tell.
+            if self.subnets.change(address, value).is_err() {
+                return Ok(false);
+            }
+        }
+        self.next_generation()?;
+        Ok(true)
     }
 
     /// Tells programs that the agent is alive, and so until when they may believe it.
@@ -169,16 +220,11 @@ impl Tables {
     /// Gives entries that stay as they are the time of those that are there, and all others the present.
     fn date(&self, contents: &mut Contents) {
         let now = nanoseconds(monotonic());
-        let date_peer = |old: Option<&Peer>, new: &mut Peer| {
-            let since = old.map_or(now, |old| old.since);
-            let same = old == Some(&Peer { since, ..*new });
-            new.since = if same { since } else { now };
-        };
         for (subnet, peer) in &mut contents.subnets {
-            date_peer(self.subnets.get(subnet), peer);
+            *peer = dated(self.subnets.get(subnet), *peer, now);
         }
         for (subnet, peer) in &mut contents.other_lengths {
-            date_peer(self.other_lengths.get(subnet), peer);
+            *peer = dated(self.other_lengths.get(subnet), *peer, now);
         }
         for (address, pod) in &mut contents.pods {
             let old = self.pods.get(address);
@@ -321,8 +367,8 @@ mod tests {
     fn peers_are_sorted_by_the_length_of_their_subnet() {
         let peer = |subnet: &str, vtep_mac| PeerRoute {
             subnet: subnet.parse().expect("a prefix"),
-            node_ip: Ipv4Addr::new(192, 168, 100, 2),
-            next_hop: Ipv4Addr::new(192, 168, 100, 254),
+            node_ip: [192, 168, 100, 2].into(),
+            next_hop: [192, 168, 100, 254].into(),
             vtep_mac,
         };
         let mac = Mac([2, 0, 0, 0, 0, 1]);

@@ -3,7 +3,7 @@ use crate::kernel::objects::LinkKind;
 
 fn candidates() -> Candidates {
     let mut candidates = Candidates {
-        default_route: Some(3),
+        default_route: PerFamily::v4(3),
         ..Candidates::default()
     };
     for (index, name, addresses) in [
@@ -11,7 +11,7 @@ fn candidates() -> Candidates {
         (
             2,
             "eth0",
-            &["169.254.7.7/16", "192.168.1.1/24", "192.168.1.9/24"],
+            &["192.168.1.1/24", "192.168.1.9/24", "fd00:1::1/64"],
         ),
         (3, "eth1", &["10.0.0.3/8"]),
         (4, "eth2", &[]),
@@ -37,16 +37,28 @@ fn candidates() -> Candidates {
     candidates
 }
 
-fn choose(options: Options) -> Result<(String, String, String), String> {
+fn choose_for(
+    families: PerFamily<()>,
+    options: Options,
+) -> Result<(String, String, String), String> {
+    let options = Options {
+        families,
+        ..options
+    };
     let chosen = candidates()
         .choose(&options)
         .map_err(|error| error.to_string())?;
-    Ok((
-        chosen.name,
-        chosen.address.to_string(),
-        chosen.public_ip.to_string(),
-    ))
+    Ok((chosen.name, chosen.addresses.join(), chosen.public.join()))
 }
+
+fn choose(options: Options) -> Result<(String, String, String), String> {
+    choose_for(PerFamily::v4(()), options)
+}
+
+const BOTH: PerFamily<()> = PerFamily {
+    v4: Some(()),
+    v6: Some(()),
+};
 
 fn chosen(name: &str, address: &str, public: &str) -> Result<(String, String, String), String> {
     Ok((name.into(), address.into(), public.into()))
@@ -105,14 +117,14 @@ fn a_regex_meets_addresses_before_names() {
 
 #[test]
 fn public_ip_chooses_only_when_nothing_else_does() {
-    let public_ip = Some(Ipv4Addr::new(192, 168, 1, 9));
+    let public = PerFamily::v4([192, 168, 1, 9].into());
     let alone = Options {
-        public_ip,
+        public,
         ..Options::default()
     };
     assert_eq!(choose(alone), chosen("eth0", "192.168.1.9", "192.168.1.9"));
     let with = Options {
-        public_ip,
+        public,
         ..iface(&["eth1"])
     };
     assert_eq!(choose(with), chosen("eth1", "10.0.0.3", "192.168.1.9"));
@@ -121,7 +133,7 @@ fn public_ip_chooses_only_when_nothing_else_does() {
 #[test]
 fn can_reach_takes_device_and_source_of_the_route() {
     let mut candidates = candidates();
-    let source = Some(Ipv4Addr::new(192, 168, 1, 9));
+    let source = Some([192, 168, 1, 9].into());
     candidates.reach = Some(Hop {
         device: 2,
         gateway: None,
@@ -129,12 +141,13 @@ fn can_reach_takes_device_and_source_of_the_route() {
         local: false,
     });
     let options = Options {
-        can_reach: Some(Ipv4Addr::new(192, 168, 1, 77)),
+        can_reach: Some([192, 168, 1, 77].into()),
+        families: PerFamily::v4(()),
         ..Options::default()
     };
     let chosen = candidates.choose(&options).unwrap();
     assert_eq!(
-        (chosen.name.as_str(), Some(chosen.address)),
+        (chosen.name.as_str(), chosen.addresses.v4),
         ("eth0", source)
     );
 }
@@ -144,7 +157,7 @@ fn failures_name_option_value_and_what_there_is() {
     let error = choose(iface(&["wlan0"])).unwrap_err();
     assert_eq!(
         error,
-        "--iface = wlan0: no interface matches; interfaces are lo (127.0.0.1), eth0 (192.168.1.1), eth1 (10.0.0.3), eth2"
+        "--iface = wlan0: no interface matches; interfaces are lo (127.0.0.1), eth0 (192.168.1.1, fd00:1::1), eth1 (10.0.0.3), eth2"
     );
     assert!(
         choose(iface(&["eth2"]))
@@ -155,5 +168,37 @@ fn failures_name_option_value_and_what_there_is() {
         choose(regex("^wlan"))
             .unwrap_err()
             .starts_with("--iface-regex = ^wlan: ")
+    );
+}
+
+#[test]
+fn both_families_are_of_one_interface() {
+    assert_eq!(
+        choose_for(BOTH, iface(&["eth0"])),
+        chosen("eth0", "192.168.1.1,fd00:1::1", "192.168.1.1,fd00:1::1")
+    );
+    assert_eq!(
+        choose_for(BOTH, iface(&["fd00:1::1"])),
+        chosen("eth0", "192.168.1.1,fd00:1::1", "192.168.1.1,fd00:1::1")
+    );
+    assert_eq!(
+        choose_for(BOTH, regex("^fd00:")),
+        chosen("eth0", "192.168.1.1,fd00:1::1", "192.168.1.1,fd00:1::1")
+    );
+    let public = PerFamily {
+        v4: None,
+        v6: Some("fd00:9::9".parse().unwrap()),
+    };
+    let options = Options {
+        public,
+        ..iface(&["192.168.1.9"])
+    };
+    assert_eq!(
+        choose_for(BOTH, options),
+        chosen("eth0", "192.168.1.9,fd00:1::1", "192.168.1.9,fd00:9::9")
+    );
+    assert_eq!(
+        choose_for(BOTH, Options::default()).unwrap_err(),
+        "interface eth1 has no IPv6 address: give it one, or choose another with --iface"
     );
 }

@@ -1,17 +1,17 @@
 //! Carries out what `diff` decided.
 
-use std::{
-    fs, io,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{fs, io, net::IpAddr};
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{
+        InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -24,8 +24,9 @@ use netlink_packet_route::{
 use super::{
     diff::{LinkOp, Op},
     netlink::{Error, Netlink, Request},
-    objects::{Route, VxlanDevice},
+    objects::{Route, TunnelDevice, TunnelKind},
 };
+use crate::family::{Family, host};
 
 /// Carries out one change to a device.
 ///
@@ -54,7 +55,9 @@ pub fn link(netlink: &mut Netlink, op: &LinkOp) -> Result<(), Error> {
             (RouteNetlinkMessage::NewLink(message), 0)
         }
         LinkOp::AddAddress(index, address) => {
-            let message = address_message(*index, Ipv4Net::from(*address));
+            let mut message = address_message(*index, host(*address));
+            // Nobody else can have it, and duplicate address detection would take a second.
+            message.header.flags = AddressHeaderFlags::Nodad;
             (
                 RouteNetlinkMessage::NewAddress(message),
                 NLM_F_CREATE | NLM_F_EXCL,
@@ -81,62 +84,76 @@ fn vxlan_info(attributes: Vec<InfoVxlan>) -> LinkAttribute {
     ])
 }
 
-fn create(device: &VxlanDevice) -> Request {
-    let mut info = vec![
-        InfoVxlan::Id(device.vni),
-        InfoVxlan::Link(device.parent),
-        InfoVxlan::Local(device.local),
-        InfoVxlan::Learning(device.learning),
-        InfoVxlan::UDPZeroCsumTX(false),
-        InfoVxlan::UDPZeroCsumRX(false),
-    ];
-    if device.port > 0 {
-        info.push(InfoVxlan::Port(device.port));
-    }
-    if device.gbp {
-        info.push(InfoVxlan::Gbp);
-    }
+fn create(device: &TunnelDevice) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(device.name.clone()),
-        // Chosen before creation, so that udev and NetworkManager see a device whose address is already set.
-        LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::Mtu(device.mtu),
-        LinkAttribute::TxQueueLen(0),
-        vxlan_info(info),
     ];
+    match &device.kind {
+        TunnelKind::Vxlan(options) => {
+            let mut info = vec![
+                InfoVxlan::Id(options.vni),
+                InfoVxlan::Link(device.parent),
+                match device.local {
+                    IpAddr::V4(local) => InfoVxlan::Local(local),
+                    IpAddr::V6(local) => InfoVxlan::Local6(local),
+                },
+                InfoVxlan::Learning(options.learning),
+                InfoVxlan::UDPZeroCsumTX(false),
+                InfoVxlan::UDPZeroCsumRX(false),
+            ];
+            if options.port > 0 {
+                info.push(InfoVxlan::Port(options.port));
+            }
+            if options.gbp {
+                info.push(InfoVxlan::Gbp);
+            }
+            message.attributes.extend([
+                // Chosen before creation, so that udev and NetworkManager see a device whose address is already set.
+                LinkAttribute::Address(options.mac.0.to_vec()),
+                LinkAttribute::TxQueueLen(0),
+                vxlan_info(info),
+            ]);
+        }
+        TunnelKind::Ipip => message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::IpIp),
+            LinkInfo::Data(InfoData::IpTunnel(vec![InfoIpTunnel::Local(device.local)])),
+        ])),
+    }
     (
         RouteNetlinkMessage::NewLink(message),
         NLM_F_CREATE | NLM_F_EXCL,
     )
 }
 
-fn address_message(index: u32, net: Ipv4Net) -> AddressMessage {
+/// The family as netlink numbers it.
+pub(super) const fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn address_message(index: u32, net: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of_net(&net));
     message.header.prefix_len = net.prefix_len();
     message.header.index = index;
     message.header.scope = AddressScope::Universe;
     message.attributes = vec![
-        AddressAttribute::Local(IpAddr::V4(net.addr())),
-        AddressAttribute::Address(IpAddr::V4(net.addr())),
+        AddressAttribute::Local(net.addr()),
+        AddressAttribute::Address(net.addr()),
     ];
     message
 }
 
-/// Carries out all of `ops`, in order; `vtep` is the index of the VXLAN device. One result per operation.
+/// Carries out all of `ops`, in order. One result per operation.
 ///
 /// # Errors
 /// When the socket fails; then nothing is known about the operations.
-pub fn peers(
-    netlink: &mut Netlink,
-    ops: &[Op],
-    vtep: Option<u32>,
-) -> Result<Vec<Result<(), Error>>, Error> {
-    // Operations on neighbours and FDB only arise when there is a VXLAN device.
-    let vtep = vtep.unwrap_or_default();
-    let requests = ops.iter().map(|op| request(op, vtep)).collect();
-    let results = netlink.exchange(requests)?;
+pub fn peers(netlink: &mut Netlink, ops: &[Op]) -> Result<Vec<Result<(), Error>>, Error> {
+    let results = netlink.exchange(ops.iter().map(request))?;
     Ok(results
         .into_iter()
         .zip(ops)
@@ -159,19 +176,24 @@ fn is_absent(error: &Error) -> bool {
     matches!(error.errno(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-fn request(op: &Op, vtep: u32) -> Request {
+fn request(op: &Op) -> Request {
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     match *op {
-        Op::SetNeighbour(address, mac) => (
-            RouteNetlinkMessage::NewNeighbour(neighbour(vtep, address, Some(mac))),
+        Op::SetNeighbour(device, address, mac) => (
+            RouteNetlinkMessage::NewNeighbour(neighbour(device, address, Some(mac))),
             SET,
         ),
-        Op::RemoveNeighbour(address) => (
-            RouteNetlinkMessage::DelNeighbour(neighbour(vtep, address, None)),
+        Op::RemoveNeighbour(device, address) => (
+            RouteNetlinkMessage::DelNeighbour(neighbour(device, address, None)),
             0,
         ),
-        Op::SetFdb(mac, node) => (RouteNetlinkMessage::NewNeighbour(fdb(vtep, mac, node)), SET),
-        Op::RemoveFdb(mac, node) => (RouteNetlinkMessage::DelNeighbour(fdb(vtep, mac, node)), 0),
+        Op::SetFdb(device, mac, node) => (
+            RouteNetlinkMessage::NewNeighbour(fdb(device, mac, node)),
+            SET,
+        ),
+        Op::RemoveFdb(device, mac, node) => {
+            (RouteNetlinkMessage::DelNeighbour(fdb(device, mac, node)), 0)
+        }
         Op::SetRoute(destination, route) => (
             RouteNetlinkMessage::NewRoute(route_message(destination, route)),
             SET,
@@ -183,24 +205,29 @@ fn request(op: &Op, vtep: u32) -> Request {
     }
 }
 
-fn neighbour(device: u32, address: Ipv4Addr, mac: Option<Mac>) -> NeighbourMessage {
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
+}
+
+fn neighbour(device: u32, address: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of(address));
     message.header.ifindex = device;
     message.header.state = NeighbourState::Permanent;
     message.header.kind = RouteType::Unicast;
     message
         .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-            address,
-        )));
+        .push(NeighbourAttribute::Destination(neighbour_address(address)));
     message
         .attributes
         .extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())));
     message
 }
 
-fn fdb(device: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
+fn fdb(device: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = device;
@@ -208,14 +235,22 @@ fn fdb(device: u32, mac: Mac, node: Ipv4Addr) -> NeighbourMessage {
     message.header.flags = NeighbourFlags::Own;
     message.attributes = vec![
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(node)),
+        NeighbourAttribute::Destination(neighbour_address(node)),
     ];
     message
 }
 
-fn route_message(destination: Ipv4Net, route: Route) -> RouteMessage {
+/// An address in a route message.
+pub(super) const fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+fn route_message(destination: IpNet, route: Route) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = address_family(Family::of_net(&destination));
     message.header.destination_prefix_length = destination.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
@@ -226,13 +261,13 @@ fn route_message(destination: Ipv4Net, route: Route) -> RouteMessage {
     }
     message
         .attributes
-        .push(RouteAttribute::Destination(RouteAddress::Inet(
+        .push(RouteAttribute::Destination(route_address(
             destination.network(),
         )));
     message.attributes.extend(
         route
             .gateway
-            .map(|gateway| RouteAttribute::Gateway(RouteAddress::Inet(gateway))),
+            .map(|gateway| RouteAttribute::Gateway(route_address(gateway))),
     );
     message.attributes.push(RouteAttribute::Oif(route.device));
     message

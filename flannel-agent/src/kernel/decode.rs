@@ -1,15 +1,15 @@
 //! rtnetlink messages into the values of `objects`. Pure; used for dumps and for events alike.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{
-        InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage, LinkXdp, XdpAttached,
+        InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
@@ -73,6 +73,13 @@ fn link_kind(infos: &[LinkInfo]) -> LinkKind {
     for info in infos {
         match info {
             LinkInfo::Kind(InfoKind::Veth) => return LinkKind::Veth,
+            LinkInfo::Data(InfoData::IpTunnel(attributes)) => {
+                let local = attributes.iter().find_map(|attribute| match attribute {
+                    InfoIpTunnel::Local(address) => Some(*address),
+                    _ => None,
+                });
+                return LinkKind::Ipip(local);
+            }
             LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                 return LinkKind::Vxlan(vxlan(attributes));
             }
@@ -88,7 +95,8 @@ fn vxlan(attributes: &[InfoVxlan]) -> VxlanAttributes {
         match attribute {
             InfoVxlan::Id(vni) => vxlan.vni = *vni,
             InfoVxlan::Link(index) => vxlan.parent = Some(*index),
-            InfoVxlan::Local(address) => vxlan.local = Some(*address),
+            InfoVxlan::Local(address) => vxlan.local = Some((*address).into()),
+            InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
             InfoVxlan::Group(_) | InfoVxlan::Group6(_) => vxlan.has_group = true,
             InfoVxlan::L2Miss(on) => vxlan.l2miss = *on,
             InfoVxlan::Port(port) => vxlan.port = *port,
@@ -100,50 +108,95 @@ fn vxlan(attributes: &[InfoVxlan]) -> VxlanAttributes {
     vxlan
 }
 
-/// An IPv4 address with its prefix, and the index of its interface.
-pub fn address(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Index of the interface.
+    pub index: u32,
+    /// The address with its prefix.
+    pub net: IpNet,
+    /// How little it suits to stand for the interface, as upstream orders them: link-local ones last, dynamic ones after
+    /// permanent ones, temporary ones after others; deprecated ones after all.
+    pub rank: u8,
+}
+
+/// An address of either family.
+pub fn address(message: &AddressMessage) -> Option<Address> {
     // IFA_LOCAL is the interface's own address; on point-to-point links IFA_ADDRESS is the other end's.
     let find = |own: bool| {
         message
             .attributes
             .iter()
             .find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) if own => Some(*address),
-                AddressAttribute::Address(IpAddr::V4(address)) if !own => Some(*address),
+                AddressAttribute::Local(address) if own => Some(*address),
+                AddressAttribute::Address(address) if !own => Some(*address),
                 _ => None,
             })
     };
     let address = find(true).or_else(|| find(false))?;
-    let net = Ipv4Net::new(address, message.header.prefix_len).ok()?;
-    Some((message.header.index, net))
+    let flags = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Flags(flags) => Some(*flags),
+            _ => None,
+        })
+        .unwrap_or(AddressFlags::Permanent);
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    // For IPv4 the same bit means "secondary", which upstream does not look at.
+    let temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
+    let criteria = [
+        flags.contains(AddressFlags::Deprecated),
+        link_local,
+        !flags.contains(AddressFlags::Permanent),
+        temporary,
+    ];
+    Some(Address {
+        index: message.header.index,
+        net: IpNet::new(address, message.header.prefix_len).ok()?,
+        rank: criteria
+            .into_iter()
+            .fold(0, |rank, criterion| rank << 1 | u8::from(criterion)),
+    })
 }
 
-/// A unicast IPv4 route of the main table with metric and TOS 0 and one next hop; others are none of the agent's.
-pub fn route(message: &RouteMessage) -> Option<(Ipv4Net, Route)> {
+/// Metric of IPv6 routes unless another is asked for: `IP6_RT_PRIO_USER` (include/uapi/linux/ipv6_route.h).
+const IPV6_METRIC: u32 = 1024;
+
+/// A unicast route of the main table with TOS 0, the default metric and one next hop; others are none of the agent's.
+pub fn route(message: &RouteMessage) -> Option<(IpNet, Route)> {
     let header = &message.header;
-    if header.address_family != AddressFamily::Inet
-        || header.kind != RouteType::Unicast
+    let (anywhere, default_metric) = match header.address_family {
+        AddressFamily::Inet => (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
+        AddressFamily::Inet6 => (IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), IPV6_METRIC),
+        _ => return None,
+    };
+    if header.kind != RouteType::Unicast
         || header.tos != 0
         || header.table != RouteHeader::RT_TABLE_MAIN
     {
         return None;
     }
-    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut destination = anywhere;
     let mut gateway = None;
     let mut device = None;
+    let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Oif(index) => device = Some(*index),
-            RouteAttribute::Priority(metric) if *metric != 0 => return None,
+            RouteAttribute::Priority(priority) => metric = *priority,
             _ => {}
         }
     }
-    let destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+    if metric != default_metric {
+        return None;
+    }
+    let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     let route = Route {
         gateway,
         device: device?,
@@ -153,13 +206,22 @@ pub fn route(message: &RouteMessage) -> Option<(Ipv4Net, Route)> {
     Some((destination, route))
 }
 
+/// The address in a route message.
+pub fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
 /// A neighbour or an FDB entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbour {
-    /// An IPv4 neighbour.
-    Address(Ipv4Addr, Entry<Mac>),
-    /// A unicast FDB entry that leads to an IPv4 node.
-    Fdb(Mac, Entry<Ipv4Addr>),
+    /// A neighbour.
+    Address(IpAddr, Entry<Mac>),
+    /// A unicast FDB entry that leads to a node.
+    Fdb(Mac, Entry<IpAddr>),
 }
 
 /// A neighbour or FDB entry with the index of its interface.
@@ -168,12 +230,8 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<(u32, Neighbour)> {
     let mut link_layer = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
-            // For AF_BRIDGE the decoder cannot know the destination's family from the header.
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                address = <[u8; 4]>::try_from(bytes.as_slice())
-                    .ok()
-                    .map(Ipv4Addr::from);
+            NeighbourAttribute::Destination(destination) => {
+                address = neighbour_address(destination);
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => link_layer = mac(bytes),
             _ => {}
@@ -181,8 +239,8 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<(u32, Neighbour)> {
     }
     // A set of bits: `bridge fdb add … permanent` adds NUD_NOARP.
     let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
-    let entry = match message.header.family {
-        AddressFamily::Inet => Neighbour::Address(
+    let neighbour = match message.header.family {
+        AddressFamily::Inet | AddressFamily::Inet6 => Neighbour::Address(
             address?,
             Entry {
                 value: link_layer.unwrap_or_default(),
@@ -198,7 +256,20 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<(u32, Neighbour)> {
         ),
         _ => return None,
     };
-    Some((message.header.ifindex, entry))
+    Some((message.header.ifindex, neighbour))
+}
+
+fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(ip) => Some((*ip).into()),
+        NeighbourAddress::Inet6(ip) => Some((*ip).into()),
+        // For AF_BRIDGE the decoder cannot know the destination's family from the header.
+        NeighbourAddress::Other(bytes) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    }
 }
 
 /// Whether the address belongs to one station: neither a group nor zero.

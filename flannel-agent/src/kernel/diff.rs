@@ -4,64 +4,78 @@
 //! routes of another form. The order keeps traffic flowing: additions before removals, and a route only after the
 //! neighbour and the FDB entry that it needs, so that the kernel never resolves a VTEP by ARP.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use super::objects::{Desired, Entry, Link, LinkKind, Observed, Route, VxlanDevice};
+use super::objects::{
+    Desired, Entry, Link, LinkKind, Observed, Route, TunnelDevice, TunnelKind, VxlanAttributes,
+    VxlanOptions,
+};
+use crate::family::{Family, PerFamily, host};
 
 /// Which routes the agent may remove when no lease wants them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Ownership {
-    /// The flannel network.
-    pub network: Ipv4Net,
-    /// Prefix length of a node's subnet.
-    pub subnet_len: u8,
-    /// Index of the VXLAN device, if the backend has one.
-    pub vtep: Option<u32>,
+    /// The flannel networks, and the prefix length of a node's subnet in each.
+    pub networks: PerFamily<(IpNet, u8)>,
+    /// Indices of the VXLAN devices.
+    pub vteps: PerFamily<u32>,
+    /// Index of the IPIP device.
+    pub ipip: Option<u32>,
     /// Index of the interface that carries traffic between nodes.
     pub uplink: u32,
 }
 
 impl Ownership {
-    /// Whether a route is of the form that flannel writes: `<subnet> via <subnet address> dev flannel.N onlink`, or
-    /// `<subnet> via <node> dev <uplink>` inside the network, both of protocol boot.
-    pub fn covers(&self, destination: &Ipv4Net, route: &Route) -> bool {
+    /// Whether a route is of the form that flannel writes: `<subnet> via <subnet address> dev flannel.N onlink`,
+    /// `<subnet> via <node> dev flannel.ipip onlink`, or `<subnet> via <node> dev <uplink>` inside the network, all of
+    /// protocol boot.
+    pub fn covers(&self, destination: &IpNet, route: &Route) -> bool {
         let Some(gateway) = route.gateway.filter(|_| route.boot) else {
             return false;
         };
-        if Some(route.device) == self.vtep {
+        let family = Family::of_net(destination);
+        if self.vteps.get(family) == Some(&route.device) {
             return route.onlink && gateway == destination.network();
         }
-        route.device == self.uplink
-            && !route.onlink
-            && destination.prefix_len() == self.subnet_len
-            && self.network.contains(destination)
+        let is_subnet = self.networks.get(family).is_some_and(|(network, len)| {
+            destination.prefix_len() == *len && network.contains(destination)
+        });
+        is_subnet
+            && if route.onlink {
+                self.ipip == Some(route.device)
+            } else {
+                self.uplink == route.device
+            }
     }
 }
 
-/// A change to the VXLAN device.
+/// A change to a tunnel device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkOp {
     /// Delete a device of that name with other attributes: index, name, what differs.
     Delete(u32, String, String),
     /// Create it.
-    Create(VxlanDevice),
+    Create(TunnelDevice),
     /// Set whether it learns: index, value.
     SetLearning(u32, bool),
     /// Set its MTU: index, bytes.
     SetMtu(u32, u32),
     /// Remove an address inside the flannel network: index, address.
-    RemoveAddress(u32, Ipv4Net),
-    /// Add the device's address, prefix length 32: index, address.
-    AddAddress(u32, Ipv4Addr),
+    RemoveAddress(u32, IpNet),
+    /// Add the device's address, with the prefix length of a host: index, address.
+    AddAddress(u32, IpAddr),
     /// Set it up.
     SetUp(u32),
 }
 
-/// What has to be done to the VXLAN device. A creation is followed by another look and another diff.
-pub fn link(desired: &VxlanDevice, network: Ipv4Net, observed: &Observed) -> Vec<LinkOp> {
+/// What has to be done to a tunnel device. A creation is followed by another look and another diff.
+pub fn link(desired: &TunnelDevice, observed: &Observed) -> Vec<LinkOp> {
     let Some(link) = observed.link(&desired.name) else {
         return vec![LinkOp::Create(desired.clone())];
     };
@@ -73,14 +87,16 @@ pub fn link(desired: &VxlanDevice, network: Ipv4Net, observed: &Observed) -> Vec
     }
     let index = link.index;
     let mut ops = Vec::new();
-    if matches!(&link.kind, LinkKind::Vxlan(vxlan) if vxlan.learning != desired.learning) {
-        ops.push(LinkOp::SetLearning(index, desired.learning));
+    if let (LinkKind::Vxlan(actual), TunnelKind::Vxlan(options)) = (&link.kind, &desired.kind)
+        && actual.learning != options.learning
+    {
+        ops.push(LinkOp::SetLearning(index, options.learning));
     }
     if link.mtu != desired.mtu {
         ops.push(LinkOp::SetMtu(index, desired.mtu));
     }
     if let Some(address) = desired.address {
-        let own = Ipv4Net::from(address);
+        let own = host(address);
         let present = observed
             .addresses
             .get(&index)
@@ -88,7 +104,7 @@ pub fn link(desired: &VxlanDevice, network: Ipv4Net, observed: &Observed) -> Vec
             .unwrap_or_default();
         let foreign = present
             .iter()
-            .filter(|net| **net != own && network.contains(&net.addr()));
+            .filter(|net| **net != own && desired.network.contains(&net.addr()));
         ops.extend(foreign.map(|net| LinkOp::RemoveAddress(index, *net)));
         if !present.contains(&own) {
             ops.push(LinkOp::AddAddress(index, address));
@@ -100,13 +116,27 @@ pub fn link(desired: &VxlanDevice, network: Ipv4Net, observed: &Observed) -> Vec
     ops
 }
 
-/// What makes an existing device unusable, as upstream's `vxlanLinksIncompat` judges.
-fn incompatibility(desired: &VxlanDevice, link: &Link) -> Option<String> {
-    let LinkKind::Vxlan(actual) = &link.kind else {
-        return Some("it is no VXLAN device".into());
-    };
-    if actual.vni != desired.vni {
-        return Some(format!("vni {} instead of {}", actual.vni, desired.vni));
+/// What makes an existing device unusable.
+fn incompatibility(desired: &TunnelDevice, link: &Link) -> Option<String> {
+    match (&desired.kind, &link.kind) {
+        (TunnelKind::Vxlan(options), LinkKind::Vxlan(actual)) => vxlan(desired, options, actual),
+        (TunnelKind::Vxlan(_), _) => Some("it is no VXLAN device".into()),
+        (TunnelKind::Ipip, LinkKind::Ipip(local)) if *local != Some(desired.local) => Some(
+            format!("local address {local:?} instead of {}", desired.local),
+        ),
+        (TunnelKind::Ipip, LinkKind::Ipip(_)) => None,
+        (TunnelKind::Ipip, _) => Some("it is no IPIP device".into()),
+    }
+}
+
+/// As upstream's `vxlanLinksIncompat` judges.
+fn vxlan(
+    desired: &TunnelDevice,
+    options: &VxlanOptions,
+    actual: &VxlanAttributes,
+) -> Option<String> {
+    if actual.vni != options.vni {
+        return Some(format!("vni {} instead of {}", actual.vni, options.vni));
     }
     if actual.parent != Some(desired.parent) {
         return Some(format!(
@@ -126,11 +156,11 @@ fn incompatibility(desired: &VxlanDevice, link: &Link) -> Option<String> {
     if actual.l2miss {
         return Some("l2miss is on".into());
     }
-    if desired.port > 0 && actual.port != desired.port {
-        return Some(format!("port {} instead of {}", actual.port, desired.port));
+    if options.port > 0 && actual.port != options.port {
+        return Some(format!("port {} instead of {}", actual.port, options.port));
     }
-    if actual.gbp != desired.gbp {
-        return Some(format!("gbp {} instead of {}", actual.gbp, desired.gbp));
+    if actual.gbp != options.gbp {
+        return Some(format!("gbp {} instead of {}", actual.gbp, options.gbp));
     }
     None
 }
@@ -138,87 +168,163 @@ fn incompatibility(desired: &VxlanDevice, link: &Link) -> Option<String> {
 /// A change to a neighbour, an FDB entry or a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Set a permanent neighbour on the VXLAN device.
-    SetNeighbour(Ipv4Addr, Mac),
-    /// Set a permanent FDB entry on the VXLAN device.
-    SetFdb(Mac, Ipv4Addr),
+    /// Set a permanent neighbour on the VXLAN device with this index.
+    SetNeighbour(u32, IpAddr, Mac),
+    /// Set a permanent FDB entry on the VXLAN device with this index.
+    SetFdb(u32, Mac, IpAddr),
     /// Set a route, whatever was there for the destination.
-    SetRoute(Ipv4Net, Route),
+    SetRoute(IpNet, Route),
     /// Remove a route.
-    RemoveRoute(Ipv4Net, Route),
+    RemoveRoute(IpNet, Route),
     /// Remove an FDB entry.
-    RemoveFdb(Mac, Ipv4Addr),
+    RemoveFdb(u32, Mac, IpAddr),
     /// Remove a neighbour.
-    RemoveNeighbour(Ipv4Addr),
+    RemoveNeighbour(u32, IpAddr),
+}
+
+impl Op {
+    /// Its place in the order in which traffic keeps flowing.
+    const fn rank(&self) -> u8 {
+        match self {
+            Self::SetNeighbour(..) => 0,
+            Self::SetFdb(..) => 1,
+            Self::SetRoute(..) => 2,
+            Self::RemoveRoute(..) => 3,
+            Self::RemoveFdb(..) => 4,
+            Self::RemoveNeighbour(..) => 5,
+        }
+    }
+}
+
+/// Some of the peers' objects, by what they are known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Destinations of routes.
+    pub routes: BTreeSet<IpNet>,
+    /// Neighbours: device and address.
+    pub neighbours: BTreeSet<(u32, IpAddr)>,
+    /// FDB entries: device and MAC.
+    pub fdb: BTreeSet<(u32, Mac)>,
+}
+
+impl Scope {
+    /// Adds another's objects.
+    pub fn extend(&mut self, other: Self) {
+        self.routes.extend(other.routes);
+        self.neighbours.extend(other.neighbours);
+        self.fdb.extend(other.fdb);
+    }
 }
 
 /// What has to be done to neighbours, FDB entries and routes.
 pub fn peers(desired: &Desired, observed: &Observed, ownership: &Ownership) -> Vec<Op> {
-    let mut ops = Vec::new();
-    for (address, mac) in &desired.neighbours {
-        if observed.neighbours.get(address)
-            != Some(&Entry {
-                value: *mac,
-                permanent: true,
-            })
-        {
-            ops.push(Op::SetNeighbour(*address, *mac));
-        }
-    }
-    for (mac, node) in &desired.fdb {
-        if observed.fdb.get(mac)
-            != Some(&Entry {
-                value: *node,
-                permanent: true,
-            })
-        {
-            ops.push(Op::SetFdb(*mac, *node));
-        }
-    }
-    for (destination, route) in &desired.routes {
-        if observed.routes.get(destination) != Some(route) {
-            ops.push(Op::SetRoute(*destination, *route));
-        }
-    }
-    for (destination, route) in &observed.routes {
-        if !desired.routes.contains_key(destination) && ownership.covers(destination, route) {
-            ops.push(Op::RemoveRoute(*destination, *route));
-        }
-    }
-    for (mac, entry) in &observed.fdb {
-        if entry.permanent && !desired.fdb.contains_key(mac) {
-            ops.push(Op::RemoveFdb(*mac, entry.value));
-        }
-    }
-    for (address, entry) in &observed.neighbours {
-        if entry.permanent && !desired.neighbours.contains_key(address) {
-            ops.push(Op::RemoveNeighbour(*address));
-        }
-    }
+    let compare = Compare {
+        desired,
+        observed,
+        ownership,
+    };
+    let ops = all(&desired.neighbours, &observed.neighbours)
+        .filter_map(|key| compare.neighbour(*key))
+        .chain(all(&desired.fdb, &observed.fdb).filter_map(|key| compare.fdb(*key)))
+        .chain(all(&desired.routes, &observed.routes).filter_map(|key| compare.route(*key)));
+    ordered(ops)
+}
+
+/// The same for the objects in `scope` alone.
+pub fn scoped(
+    desired: &Desired,
+    observed: &Observed,
+    ownership: &Ownership,
+    scope: &Scope,
+) -> Vec<Op> {
+    let compare = Compare {
+        desired,
+        observed,
+        ownership,
+    };
+    let neighbours = scope.neighbours.iter();
+    let ops = neighbours
+        .filter_map(|key| compare.neighbour(*key))
+        .chain(scope.fdb.iter().filter_map(|key| compare.fdb(*key)))
+        .chain(scope.routes.iter().filter_map(|key| compare.route(*key)));
+    ordered(ops)
+}
+
+fn ordered(ops: impl Iterator<Item = Op>) -> Vec<Op> {
+    let mut ops: Vec<Op> = ops.collect();
+    ops.sort_by_key(Op::rank);
     ops
+}
+
+/// The keys of both.
+fn all<'a, K: Ord, A, B>(
+    one: &'a BTreeMap<K, A>,
+    other: &'a BTreeMap<K, B>,
+) -> impl Iterator<Item = &'a K> {
+    let rest = other.keys().filter(|key| !one.contains_key(key));
+    one.keys().chain(rest)
+}
+
+struct Compare<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    ownership: &'a Ownership,
+}
+
+impl Compare<'_> {
+    fn neighbour(&self, key: (u32, IpAddr)) -> Option<Op> {
+        let (device, address) = key;
+        let actual = self.observed.neighbours.get(&key);
+        match self.desired.neighbours.get(&key) {
+            Some(mac) => (actual != Some(&permanent(*mac)))
+                .then_some(Op::SetNeighbour(device, address, *mac)),
+            None => actual
+                .filter(|entry| entry.permanent)
+                .map(|_| Op::RemoveNeighbour(device, address)),
+        }
+    }
+
+    fn fdb(&self, key: (u32, Mac)) -> Option<Op> {
+        let (device, mac) = key;
+        let actual = self.observed.fdb.get(&key);
+        match self.desired.fdb.get(&key) {
+            Some(node) => {
+                (actual != Some(&permanent(*node))).then_some(Op::SetFdb(device, mac, *node))
+            }
+            None => actual
+                .filter(|entry| entry.permanent)
+                .map(|entry| Op::RemoveFdb(device, mac, entry.value)),
+        }
+    }
+
+    fn route(&self, destination: IpNet) -> Option<Op> {
+        let actual = self.observed.routes.get(&destination);
+        match self.desired.routes.get(&destination) {
+            Some(route) => (actual != Some(route)).then_some(Op::SetRoute(destination, *route)),
+            None => actual
+                .filter(|route| self.ownership.covers(&destination, route))
+                .map(|route| Op::RemoveRoute(destination, *route)),
+        }
+    }
+}
+
+/// An entry as the agent makes it.
+pub const fn permanent<T>(value: T) -> Entry<T> {
+    Entry {
+        value,
+        permanent: true,
+    }
 }
 
 impl Observed {
     /// The state after `op` has succeeded.
     pub fn record(&mut self, op: &Op) {
         match *op {
-            Op::SetNeighbour(address, value) => {
-                self.neighbours.insert(
-                    address,
-                    Entry {
-                        value,
-                        permanent: true,
-                    },
-                );
+            Op::SetNeighbour(device, address, mac) => {
+                self.neighbours.insert((device, address), permanent(mac));
             }
-            Op::SetFdb(mac, value) => {
-                self.fdb.insert(
-                    mac,
-                    Entry {
-                        value,
-                        permanent: true,
-                    },
-                );
+            Op::SetFdb(device, mac, node) => {
+                self.fdb.insert((device, mac), permanent(node));
             }
             Op::SetRoute(destination, route) => {
                 self.routes.insert(destination, route);
@@ -226,11 +332,11 @@ impl Observed {
             Op::RemoveRoute(destination, _) => {
                 self.routes.remove(&destination);
             }
-            Op::RemoveFdb(mac, _) => {
-                self.fdb.remove(&mac);
+            Op::RemoveFdb(device, mac, _) => {
+                self.fdb.remove(&(device, mac));
             }
-            Op::RemoveNeighbour(address) => {
-                self.neighbours.remove(&address);
+            Op::RemoveNeighbour(device, address) => {
+                self.neighbours.remove(&(device, address));
             }
         }
     }

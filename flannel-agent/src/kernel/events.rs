@@ -18,11 +18,11 @@ use super::{
     netlink::{self, Payload},
     objects::Route,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`
-/// (include/uapi/linux/rtnetlink.h).
-const GROUPS: [u32; 5] = [1, 3, 4, 5, 7];
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
+/// `RTNLGRP_IPV6_ROUTE` (include/uapi/linux/rtnetlink.h).
+const GROUPS: [u32; 7] = [1, 3, 4, 5, 7, 9, 11];
 /// `XFRMNLGRP_POLICY` (include/uapi/linux/xfrm.h).
 const POLICY_GROUP: u32 = 4;
 /// `RTM_NEWQDISC` up to `RTM_GETTFILTER`: disciplines, their classes and filters (include/uapi/linux/rtnetlink.h).
@@ -38,7 +38,7 @@ pub enum Event {
     /// A link or an address of this namespace: the interface's index.
     Link(u32),
     /// A route of the main table: destination, route, whether it is gone.
-    Route(Ipv4Net, Route, bool),
+    Route(IpNet, Route, bool),
     /// A route of another form.
     OtherRoute,
     /// A neighbour or FDB entry: index of its interface, the entry, whether it is gone.

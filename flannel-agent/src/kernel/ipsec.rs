@@ -1,8 +1,8 @@
 //! IPsec policies, read only: a peer whose packets the kernel encrypts must never be reached in plain text.
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_XFRM;
 
 use super::dump::{attribute, dump, number};
@@ -28,12 +28,12 @@ const ALLOW: u8 = 0;
 const TEMPLATES: u16 = 5;
 const INTERFACE: u16 = 31;
 
-/// The far ends of the policies that encrypt or refuse IPv4 packets. Those for an XFRM interface do not count, since
+/// The far ends of the policies that encrypt or refuse packets. Those for an XFRM interface do not count, since
 /// only what is routed to it is theirs. A kernel without IPsec has none.
 ///
 /// # Errors
 /// When the dump fails.
-pub fn remotes() -> io::Result<Vec<Ipv4Net>> {
+pub fn remotes() -> io::Result<Vec<IpNet>> {
     match dump(NETLINK_XFRM, GET_POLICY, &[0; REQUEST_LEN]) {
         Ok(policies) => Ok(policies.iter().filter_map(|bytes| remote(bytes)).collect()),
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(Vec::new()),
@@ -41,7 +41,7 @@ pub fn remotes() -> io::Result<Vec<Ipv4Net>> {
     }
 }
 
-fn remote(policy: &[u8]) -> Option<Ipv4Net> {
+fn remote(policy: &[u8]) -> Option<IpNet> {
     let info = policy.get(..POLICY_LEN)?;
     let attributes = policy.get(POLICY_LEN..)?;
     let family = u16::from_ne_bytes([info[FAMILY], info[FAMILY + 1]]);
@@ -49,7 +49,7 @@ fn remote(policy: &[u8]) -> Option<Ipv4Net> {
     let bound = attribute(attributes, INTERFACE)
         .and_then(|value| number(&value, 0))
         .is_some_and(|id| id != 0);
-    if passes || bound || i32::from(family) != libc::AF_INET {
+    if passes || bound {
         return None;
     }
     let (address, length) = if info[DIRECTION] == OUT {
@@ -57,13 +57,12 @@ fn remote(policy: &[u8]) -> Option<Ipv4Net> {
     } else {
         (SOURCE, SOURCE_LEN)
     };
-    let octets: [u8; 4] = info[address..address + 4].try_into().ok()?;
-    Ipv4Net::new(Ipv4Addr::from(octets), info[length]).ok()
-}
-
-/// Whether two prefixes have an address in common.
-pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
+    let address = match i32::from(family) {
+        libc::AF_INET => IpAddr::from(*info[address..].first_chunk::<4>()?),
+        libc::AF_INET6 => IpAddr::from(*info[address..].first_chunk::<16>()?),
+        _ => return None,
+    };
+    IpNet::new(address, info[length]).ok()
 }
 
 #[cfg(test)]
@@ -104,7 +103,7 @@ mod tests {
             0,
             0,
         ];
-        let net = |text: &str| text.parse().ok();
+        let net = |text: &str| text.parse::<IpNet>().ok();
         assert_eq!(
             remote(&policy(OUT, ALLOW, &WITH_TEMPLATE)),
             net("192.168.1.2/32")
@@ -117,14 +116,10 @@ mod tests {
         assert!(remote(&policy(OUT, ALLOW, &[])).is_none(), "lets pass");
         assert!(remote(&policy(OUT, ALLOW, &ON_INTERFACE)).is_none());
         assert!(remote(&[0; 20]).is_none());
-    }
-
-    #[test]
-    fn prefixes_overlap_when_one_holds_the_other() {
-        let net = |text: &str| -> Ipv4Net { text.parse().expect("a prefix") };
-        assert!(overlap(net("10.5.0.0/16"), net("10.5.7.0/24")));
-        assert!(overlap(net("10.5.7.9/32"), net("10.5.7.0/24")));
-        assert!(overlap(net("10.5.7.9/32"), net("0.0.0.0/0")));
-        assert!(!overlap(net("10.5.7.0/24"), net("10.5.8.0/24")));
+        let mut v6 = policy(OUT, BLOCK, &[]);
+        v6[FAMILY] = libc::AF_INET6 as u8;
+        v6[DESTINATION..DESTINATION + 16].copy_from_slice(&[0xfd; 16]);
+        v6[DESTINATION_LEN] = 8;
+        assert_eq!(remote(&v6).map(|net| net.trunc()), net("fd00::/8"));
     }
 }

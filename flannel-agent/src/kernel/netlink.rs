@@ -113,10 +113,23 @@ impl Netlink {
         &mut self,
         message: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        self.collect(message, Vec::push)
+    }
+
+    /// What `take` makes of all objects that match `message`, one by one. It begins anew when a change interrupts the
+    /// dump.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump, or changes keep interrupting it.
+    pub fn collect<T: Default>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        mut take: impl FnMut(&mut T, RouteNetlinkMessage),
+    ) -> Result<T, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (answers, interrupted) = self.dump_once(message.clone())?;
-            if !interrupted {
-                return Ok(answers);
+            let mut found = T::default();
+            if !self.dump_once(message.clone(), |answer| take(&mut found, answer))? {
+                return Ok(found);
             }
         }
         Err(Error::Interrupted)
@@ -140,9 +153,9 @@ impl Netlink {
     /// Outer: the socket failed. Inner, one per request: the kernel refused it.
     pub fn exchange(
         &mut self,
-        requests: Vec<Request>,
+        requests: impl IntoIterator<Item = Request>,
     ) -> Result<Vec<Result<Vec<RouteNetlinkMessage>, Error>>, Error> {
-        let mut results = Vec::with_capacity(requests.len());
+        let mut results = Vec::new();
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
@@ -153,7 +166,7 @@ impl Netlink {
                 sent += 1;
             }
             self.send(&bytes)?;
-            self.collect(first, sent, &mut results)?;
+            self.await_answers(first, sent, &mut results)?;
         }
         Ok(results)
     }
@@ -196,7 +209,7 @@ impl Netlink {
     }
 
     /// Reads until each of the `sent` requests from sequence number `first` on is acknowledged.
-    fn collect(
+    fn await_answers(
         &mut self,
         first: u32,
         sent: usize,
@@ -232,15 +245,16 @@ impl Netlink {
         Ok(())
     }
 
+    /// Whether the dump was interrupted by a change.
     fn dump_once(
         &mut self,
         message: RouteNetlinkMessage,
-    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Error> {
+        mut take: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<bool, Error> {
         let mut bytes = Vec::new();
         self.append(&mut bytes, message, NLM_F_DUMP);
         let sequence = self.sequence;
         self.send(&bytes)?;
-        let mut answers = Vec::new();
         let mut interrupted = false;
         loop {
             let read = self.receive()?;
@@ -250,11 +264,11 @@ impl Netlink {
                 }
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match payload? {
-                    Payload::Answer(message) => answers.extend(message),
-                    Payload::Done => return Ok((answers, interrupted)),
+                    Payload::Answer(message) => message.into_iter().for_each(&mut take),
+                    Payload::Done => return Ok(interrupted),
                     Payload::Acknowledged(result) => {
                         result?;
-                        return Ok((answers, interrupted));
+                        return Ok(interrupted);
                     }
                 }
             }

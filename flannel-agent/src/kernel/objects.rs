@@ -3,10 +3,10 @@
 //! Nothing here talks to the kernel. An `Observed` holds only what concerns the agent; everything else on the node is
 //! somebody else's and is not even read.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::traffic_control::TrafficControl;
 
@@ -40,6 +40,8 @@ pub struct Link {
 pub enum LinkKind {
     /// A VXLAN device and its attributes.
     Vxlan(VxlanAttributes),
+    /// An IPIP device, with its outer source address.
+    Ipip(Option<IpAddr>),
     /// One end of a virtual Ethernet pair.
     Veth,
     /// Anything else.
@@ -54,7 +56,7 @@ pub struct VxlanAttributes {
     /// Index of the underlay interface.
     pub parent: Option<u32>,
     /// Outer source address.
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     /// Default destination, which flannel's devices do not have.
     pub has_group: bool,
     /// Whether it asks user space for missing FDB entries, which flannel's devices do not.
@@ -67,36 +69,54 @@ pub struct VxlanAttributes {
     pub learning: bool,
 }
 
-/// The VXLAN device that should exist.
+/// A tunnel device that should exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VxlanDevice {
-    /// `flannel.<VNI>`.
+pub struct TunnelDevice {
+    /// `flannel.<VNI>`, `flannel-v6.<VNI>` or `flannel.ipip`.
     pub name: String,
-    /// VXLAN network identifier.
-    pub vni: u32,
     /// Index of the underlay interface.
     pub parent: u32,
     /// Outer source address.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The flannel network, in which the device has no other address than its own.
+    pub network: IpNet,
+    /// The device's address, with the prefix length of a host; absent until there is a lease.
+    pub address: Option<IpAddr>,
+    /// What kind of tunnel.
+    pub kind: TunnelKind,
+}
+
+/// The kinds of tunnel devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// VXLAN.
+    Vxlan(VxlanOptions),
+    /// IPIP: IPv4 in IPv4.
+    Ipip,
+}
+
+/// How a VXLAN device is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanOptions {
+    /// VXLAN network identifier.
+    pub vni: u32,
     /// UDP destination port; 0 leaves the choice to the kernel (8472) and accepts any on an existing device.
     pub port: u16,
     /// Whether the group policy extension is on.
     pub gbp: bool,
     /// Whether it learns FDB entries from received packets.
     pub learning: bool,
-    /// MTU in bytes.
-    pub mtu: u32,
     /// The MAC for a device that has to be created; an existing one keeps its own.
     pub mac: Mac,
-    /// The device's only address inside the flannel network, with prefix length 32; absent until there is a lease.
-    pub address: Option<Ipv4Addr>,
 }
 
-/// A unicast IPv4 route of the main table with metric and TOS 0.
+/// A unicast route of the main table with TOS 0 and the default metric: 0 for IPv4, 1024 for IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Next hop; absent for a directly connected prefix.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// Index of the outgoing interface.
     pub device: u32,
     /// Whether the gateway is taken to be on the link without asking the routing table.
@@ -119,18 +139,18 @@ pub struct Entry<T> {
 pub struct Observed {
     /// All interfaces, by index.
     pub links: BTreeMap<u32, Link>,
-    /// All IPv4 addresses with their prefixes, by interface index.
-    pub addresses: BTreeMap<u32, Vec<Ipv4Net>>,
+    /// All addresses with their prefixes, by interface index, the most suitable first.
+    pub addresses: BTreeMap<u32, Vec<IpNet>>,
     /// Routes of the main table, by destination.
-    pub routes: BTreeMap<Ipv4Net, Route>,
-    /// Neighbours on the VXLAN device, by address.
-    pub neighbours: BTreeMap<Ipv4Addr, Entry<Mac>>,
-    /// Unicast FDB entries of the VXLAN device, by MAC.
-    pub fdb: BTreeMap<Mac, Entry<Ipv4Addr>>,
+    pub routes: BTreeMap<IpNet, Route>,
+    /// Neighbours on the VXLAN devices, by interface index and address.
+    pub neighbours: BTreeMap<(u32, IpAddr), Entry<Mac>>,
+    /// Unicast FDB entries of the VXLAN devices, by interface index and MAC.
+    pub fdb: BTreeMap<(u32, Mac), Entry<IpAddr>>,
     /// What others have put on interfaces, by index.
     pub traffic_control: BTreeMap<u32, TrafficControl>,
     /// Far ends of IPsec policies.
-    pub ipsec: Vec<Ipv4Net>,
+    pub ipsec: Vec<IpNet>,
 }
 
 impl Observed {
@@ -140,7 +160,7 @@ impl Observed {
     }
 
     /// The interface that holds exactly `address`.
-    pub fn holder(&self, address: Ipv4Addr) -> Option<&Link> {
+    pub fn holder(&self, address: IpAddr) -> Option<&Link> {
         let (index, _) = self
             .addresses
             .iter()
@@ -152,10 +172,10 @@ impl Observed {
 /// What should be there for the other nodes' subnets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Permanent neighbours on the VXLAN device.
-    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
-    /// Permanent FDB entries on the VXLAN device.
-    pub fdb: BTreeMap<Mac, Ipv4Addr>,
+    /// Permanent neighbours on the VXLAN devices.
+    pub neighbours: BTreeMap<(u32, IpAddr), Mac>,
+    /// Permanent FDB entries on the VXLAN devices.
+    pub fdb: BTreeMap<(u32, Mac), IpAddr>,
     /// Routes of the main table.
-    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub routes: BTreeMap<IpNet, Route>,
 }

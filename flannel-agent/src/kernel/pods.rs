@@ -6,13 +6,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkMessage},
 };
@@ -22,14 +22,17 @@ use super::{
     netlink::{Error, Netlink},
     objects::{Link, LinkKind, Observed},
 };
-use crate::fastpath::Pod;
+use crate::{
+    family::{PerFamily, gateway},
+    fastpath::Pod,
+};
 
 /// What is inside a pod's namespace, at the other end of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Inside {
     mac: Mac,
     xdp: bool,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
 }
 
 /// Identifies the far end of a veth: index of the port, namespace id and index of its peer.
@@ -63,7 +66,7 @@ impl Pods {
         self.known.retain(|(_, namespace, _), _| *namespace != id);
     }
 
-    /// The pods of `bridge` in `subnet`.
+    /// The pods of `bridge` in `subnets`.
     ///
     /// # Errors
     /// When the socket fails. A namespace that cannot be read is a problem in the result.
@@ -72,7 +75,7 @@ impl Pods {
         netlink: &mut Netlink,
         observed: &Observed,
         bridge: Option<&Link>,
-        subnet: Ipv4Net,
+        subnets: &PerFamily<IpNet>,
     ) -> Result<Scan, Error> {
         let ports: Vec<(&Link, End)> =
             bridge.map_or_else(Vec::new, |bridge| ports(observed, bridge));
@@ -81,7 +84,7 @@ impl Pods {
         let mut scan = Scan::default();
         let mut found: Vec<Pod> = Vec::new();
         for (port, end) in ports {
-            let inside = match self.inside(netlink, end, subnet) {
+            let inside = match self.inside(netlink, end, subnets) {
                 Ok(inside) => inside,
                 Err(Error::Refused { source, .. }) => {
                     scan.problems.push(format!(
@@ -111,23 +114,27 @@ impl Pods {
         &mut self,
         netlink: &mut Netlink,
         end: End,
-        subnet: Ipv4Net,
+        subnets: &PerFamily<IpNet>,
     ) -> Result<Inside, Error> {
         if let Some(known) = self.known.get(&end) {
             return Ok(known.clone());
         }
         let (_, namespace, index) = end;
-        let gateway = crate::subnet_file::gateway(subnet);
         let (mac, xdp) = inside_link(netlink, namespace, index)?;
         let inside = Inside {
             mac,
             xdp,
             addresses: inside_addresses(netlink, namespace, index)?
                 .into_iter()
-                .filter(|address| subnet.contains(address) && *address != gateway)
+                .filter(|address| {
+                    subnets
+                        .values()
+                        .any(|subnet| subnet.contains(address) && *address != gateway(*subnet))
+                })
                 .collect(),
         };
-        // A port without an address is read again at the next scan.
+        // A port without an address is read again at the next scan. One that lacks a family for the moment is announced by
+        // the event of its address.
         if !inside.addresses.is_empty() {
             self.known.insert(end, inside.clone());
         }
@@ -149,7 +156,7 @@ fn ports<'a>(observed: &'a Observed, bridge: &Link) -> Vec<(&'a Link, End)> {
 
 /// Splits pods into those whose address is theirs alone, and a line for each address that several claim.
 fn unique(found: Vec<Pod>) -> (Vec<Pod>, Vec<String>) {
-    let mut by_address: BTreeMap<Ipv4Addr, Vec<Pod>> = BTreeMap::new();
+    let mut by_address: BTreeMap<IpAddr, Vec<Pod>> = BTreeMap::new();
     for pod in found {
         by_address.entry(pod.ip).or_default().push(pod);
     }
@@ -190,9 +197,8 @@ fn inside_addresses(
     netlink: &mut Netlink,
     namespace: i32,
     index: u32,
-) -> Result<Vec<Ipv4Addr>, Error> {
+) -> Result<Vec<IpAddr>, Error> {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
     message.header.index = index;
     message
         .attributes
@@ -204,8 +210,8 @@ fn inside_addresses(
             RouteNetlinkMessage::NewAddress(message) => decode::address(message),
             _ => None,
         })
-        .filter(|(of, _)| *of == index)
-        .map(|(_, net)| net.addr())
+        .filter(|address| address.index == index)
+        .map(|address| address.net.addr())
         .collect())
 }
 

@@ -1,8 +1,13 @@
 //! The name of a lease in the store: `10.5.1.0-24`, or `10.5.1.0-24&fd00:5::-64` for dual stack.
 
-use std::net::Ipv6Addr;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
+
+use crate::family::PerFamily;
 
 /// Longest IPv4 prefix that upstream's grammar can name.
 const V4_LEN_MAX: u8 = 31;
@@ -23,49 +28,44 @@ pub struct Error {
     rule: String,
 }
 
-/// The IPv4 subnet that `key` names; its IPv6 part, if there is one, is checked and left out.
+/// The subnets that `key` names.
 ///
 /// # Errors
 /// When it does not follow the grammar.
-pub fn parse(key: &str) -> Result<Ipv4Net, Error> {
+pub fn parse(key: &str) -> Result<PerFamily<IpNet>, Error> {
     let (v4, v6) = match key.split_once('&') {
         Some((v4, v6)) => (v4, Some(v6)),
         None => (key, None),
     };
-    let fail = |part, value: &str, rule: String| Error {
+    let v4 = part::<Ipv4Addr>(key, "subnet", v4, "<a.b.c.d>", V4_LEN_MAX)?;
+    let v6 = v6
+        .map(|v6| part::<Ipv6Addr>(key, "IPv6 subnet", v6, "<address>", V6_LEN_MAX))
+        .transpose()?;
+    Ok(PerFamily { v4: Some(v4), v6 })
+}
+
+fn part<A: FromStr + Into<IpAddr>>(
+    key: &str,
+    part: &'static str,
+    value: &str,
+    form: &str,
+    longest: u8,
+) -> Result<IpNet, Error> {
+    let fail = |rule| Error {
         key: key.to_owned(),
         part,
         value: value.to_owned(),
         rule,
     };
-    if let Some(v6) = v6 {
-        split(v6)
-            .filter(|(_, len)| *len <= V6_LEN_MAX)
-            .and_then(|(address, len)| Ipv6Net::new(address.parse::<Ipv6Addr>().ok()?, len).ok())
-            .ok_or_else(|| {
-                fail(
-                    "IPv6 subnet",
-                    v6,
-                    format!("must be <address>-<length>, length at most {V6_LEN_MAX}"),
-                )
-            })?;
-    }
-    let subnet = split(v4)
-        .filter(|(_, len)| *len <= V4_LEN_MAX)
-        .and_then(|(address, len)| Ipv4Net::new(address.parse().ok()?, len).ok())
-        .ok_or_else(|| {
-            fail(
-                "subnet",
-                v4,
-                format!("must be <a.b.c.d>-<length>, length at most {V4_LEN_MAX}"),
-            )
-        })?;
+    let subnet = split(value)
+        .filter(|(_, len)| *len <= longest)
+        .and_then(|(address, len)| IpNet::new(address.parse::<A>().ok()?.into(), len).ok())
+        .ok_or_else(|| fail(format!("must be {form}-<length>, length at most {longest}")))?;
     if subnet.addr() != subnet.network() {
-        return Err(fail(
-            "subnet",
-            v4,
-            format!("has host bits; it would be {}", name(subnet.trunc())),
-        ));
+        return Err(fail(format!(
+            "has host bits; it would be {}",
+            one(subnet.trunc())
+        )));
     }
     Ok(subnet)
 }
@@ -76,8 +76,13 @@ fn split(text: &str) -> Option<(&str, u8)> {
     Some((address, len.parse().ok().filter(|_| digits)?))
 }
 
-/// The key of a subnet.
-pub fn name(subnet: Ipv4Net) -> String {
+/// The key of a lease.
+pub fn name(subnets: &PerFamily<IpNet>) -> String {
+    let parts: Vec<String> = subnets.values().copied().map(one).collect();
+    parts.join("&")
+}
+
+fn one(subnet: IpNet) -> String {
     format!("{}-{}", subnet.network(), subnet.prefix_len())
 }
 
@@ -88,12 +93,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dual_stack_keys_count_for_their_ipv4_part() {
+    fn keys_name_a_subnet_of_each_family() {
         assert_eq!(
             parse("10.12.13.0-24&fd00:12:13::-56"),
-            Ok("10.12.13.0/24".parse().unwrap())
+            Ok(PerFamily {
+                v4: Some("10.12.13.0/24".parse().unwrap()),
+                v6: Some("fd00:12:13::/56".parse().unwrap()),
+            })
         );
-        assert_eq!(parse("10.5.15.64-26"), Ok("10.5.15.64/26".parse().unwrap()));
+        assert_eq!(
+            parse("10.5.15.64-26"),
+            Ok(PerFamily::v4("10.5.15.64/26".parse().unwrap()))
+        );
     }
 
     #[test]
@@ -113,6 +124,7 @@ mod tests {
             "10.12.13.0-24&",
             "10.12.13.0-24&fd00::",
             "10.12.13.0-24&fd00::-128",
+            "10.12.13.0-24&fd00::1-64",
             "10.12.13.0-24&10.1.0.0-16",
             "fd00:12:13::-56",
             "10.12.13.0-24/extra",
@@ -129,9 +141,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_subnet_has_a_name_that_parses(address: u32, len in 0u8..=V4_LEN_MAX) {
-            let subnet = Ipv4Net::new(address.into(), len).unwrap().trunc();
-            prop_assert_eq!(parse(&name(subnet)), Ok(subnet));
+        fn every_lease_has_a_name_that_parses(
+            address: u32,
+            len in 0u8..=V4_LEN_MAX,
+            v6 in prop::option::of((any::<u128>(), 0u8..=V6_LEN_MAX)),
+        ) {
+            let subnet = |address: IpAddr, len| IpNet::new(address, len).unwrap().trunc();
+            let subnets = PerFamily {
+                v4: Some(subnet(Ipv4Addr::from(address).into(), len)),
+                v6: v6.map(|(address, len)| subnet(Ipv6Addr::from(address).into(), len)),
+            };
+            prop_assert_eq!(parse(&name(&subnets)), Ok(subnets));
         }
 
         #[test]

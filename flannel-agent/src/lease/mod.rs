@@ -8,20 +8,20 @@ pub mod etcd;
 pub mod key;
 pub mod value;
 
-use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, time::Instant};
+use std::{collections::BTreeMap, future::Future, net::IpAddr, time::Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 
 pub use value::Attributes;
 
-use crate::{board::Board, netconf::NetworkConfig};
+use crate::{board::Board, family::PerFamily, netconf::NetworkConfig};
 
-/// A node's claim to a subnet.
+/// A node's claim to a subnet, or to one of each family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The node's subnet.
-    pub subnet: Ipv4Net,
+    /// The node's subnets; at least one.
+    pub subnets: PerFamily<IpNet>,
     /// Where the node is and how its backend is reached.
     pub attributes: Attributes,
 }
@@ -29,8 +29,8 @@ pub struct Lease {
 /// This node's lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnLease {
-    /// The subnet.
-    pub subnet: Ipv4Net,
+    /// The subnets.
+    pub subnets: PerFamily<IpNet>,
     /// When it expires unless it is renewed; absent for a reservation, which does not expire.
     pub expires: Option<Instant>,
 }
@@ -54,12 +54,12 @@ pub enum Event {
 /// What this node asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The network config that the subnet must fit.
+    /// The network config that the subnets must fit.
     pub config: NetworkConfig,
     /// What to publish.
     pub attributes: Attributes,
-    /// The subnet of an earlier run, taken again if possible.
-    pub previous: Option<Ipv4Net>,
+    /// The subnets of an earlier run, taken again if possible.
+    pub previous: PerFamily<IpNet>,
 }
 
 /// A store of leases, and the protocol of claiming one.
@@ -115,12 +115,25 @@ impl Leases {
         }
     }
 
-    /// The leases of other nodes, ordered by key; `own` and `address` tell which are this node's.
-    pub fn peers(&self, own: Ipv4Net, address: Ipv4Addr) -> impl Iterator<Item = &Lease> {
+    /// The lease under `key`, if it is another node's; `own` and `addresses` tell which are this node's.
+    pub fn peer(
+        &self,
+        key: &str,
+        own: &PerFamily<IpNet>,
+        addresses: &PerFamily<IpAddr>,
+    ) -> Option<&Lease> {
+        peer(self.entries.get(key)?, own, addresses)
+    }
+
+    /// The leases of other nodes with their keys, in the order of those.
+    pub fn peers(
+        &self,
+        own: &PerFamily<IpNet>,
+        addresses: &PerFamily<IpAddr>,
+    ) -> impl Iterator<Item = (&str, &Lease)> {
         self.entries
-            .values()
-            .filter_map(|entry| entry.as_ref().ok())
-            .filter(move |lease| lease.subnet != own && lease.attributes.public_ip != address)
+            .iter()
+            .filter_map(move |(key, entry)| Some((key.as_str(), peer(entry, own, addresses)?)))
     }
 
     /// Entries that were not understood, with the reason.
@@ -129,4 +142,14 @@ impl Leases {
             .iter()
             .filter_map(|(name, entry)| Some((name.as_str(), entry.as_ref().err()?.as_str())))
     }
+}
+
+/// The lease, if it is understood and another node's.
+fn peer<'a>(
+    entry: &'a Entry,
+    own: &PerFamily<IpNet>,
+    addresses: &PerFamily<IpAddr>,
+) -> Option<&'a Lease> {
+    let lease = entry.as_ref().ok()?;
+    (lease.subnets != *own && !lease.attributes.is_of(addresses)).then_some(lease)
 }

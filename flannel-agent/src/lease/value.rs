@@ -1,10 +1,15 @@
 //! The value of a lease in the store, upstream's `LeaseAttrs`: byte for byte what flanneld writes.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use flannel_common::addr::Mac;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::family::{Family, PerFamily};
 
 /// Why a value cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,8 +37,8 @@ pub enum Error {
 /// What a node publishes about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// The node's address.
-    pub public_ip: Ipv4Addr,
+    /// The node's addresses.
+    pub addresses: PerFamily<IpAddr>,
     /// Its backend, with what others must know about it.
     pub backend: BackendData,
 }
@@ -41,32 +46,52 @@ pub struct Attributes {
 /// A node's backend as its lease tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendData {
-    /// vxlan.
-    Vxlan {
-        /// VXLAN network identifier; old versions of flannel left it out.
-        vni: Option<u32>,
-        /// MAC of the node's VXLAN device.
-        mac: Mac,
-    },
+    /// vxlan, with its device of each family.
+    Vxlan(PerFamily<Vtep>),
     /// host-gw.
     HostGw,
+    /// ipip.
+    Ipip,
+    /// extension: what its first command has printed.
+    Extension(String),
     /// One that this agent does not have; empty for `udp` and `alloc`, which write none.
     Other(String),
+}
+
+/// A node's VXLAN device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    /// VXLAN network identifier; old versions of flannel left it out.
+    pub vni: Option<u32>,
+    /// Its MAC.
+    pub mac: Mac,
 }
 
 impl BackendData {
     /// `BackendType` in the value.
     pub fn kind(&self) -> &str {
         match self {
-            Self::Vxlan { .. } => VXLAN,
+            Self::Vxlan(_) => VXLAN,
             Self::HostGw => HOST_GW,
+            Self::Ipip => IPIP,
+            Self::Extension(_) => EXTENSION,
             Self::Other(kind) => kind,
+        }
+    }
+
+    /// The MAC of the node's VXLAN device of a family.
+    pub fn vtep(&self, family: Family) -> Option<Mac> {
+        match self {
+            Self::Vxlan(vteps) => vteps.get(family).map(|vtep| vtep.mac),
+            _ => None,
         }
     }
 }
 
 const VXLAN: &str = "vxlan";
 const HOST_GW: &str = "host-gw";
+const IPIP: &str = "ipip";
+const EXTENSION: &str = "extension";
 /// How much of a value an error message repeats, in characters.
 const SHOWN: usize = 200;
 
@@ -76,7 +101,7 @@ struct Document {
     #[serde(rename = "PublicIP")]
     public_ip: String,
     #[serde(rename = "PublicIPv6", default)]
-    public_ipv6: Option<Ipv6Addr>,
+    public_ipv6: Option<String>,
     #[serde(
         rename = "BackendType",
         default,
@@ -89,6 +114,12 @@ struct Document {
         skip_serializing_if = "Option::is_none"
     )]
     backend_data: Option<Box<RawValue>>,
+    #[serde(
+        rename = "BackendV6Data",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    backend_v6_data: Option<Box<RawValue>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -100,23 +131,40 @@ struct VxlanData {
 }
 
 impl Attributes {
+    /// Whether these are the same node's as `addresses`: by the IPv4 address, as upstream tells, or without one by the
+    /// IPv6 address.
+    pub fn is_of(&self, addresses: &PerFamily<IpAddr>) -> bool {
+        match (self.addresses.v4, addresses.v4) {
+            (None, None) => self.addresses.v6.is_some() && self.addresses.v6 == addresses.v6,
+            (one, other) => one == other,
+        }
+    }
+
     /// The value to store.
     pub fn to_json(&self) -> String {
+        let vtep = |family| match &self.backend {
+            BackendData::Vxlan(vteps) => vteps.get(family).map(|vtep| {
+                raw(&VxlanData {
+                    vni: vtep.vni,
+                    vtep_mac: vtep.mac.to_string(),
+                })
+            }),
+            _ => None,
+        };
         let backend_data = match &self.backend {
-            BackendData::Vxlan { vni, mac } => {
-                let data = VxlanData {
-                    vni: *vni,
-                    vtep_mac: mac.to_string(),
-                };
-                Some(serde_json::value::to_raw_value(&data).expect("a struct of plain fields"))
-            }
-            BackendData::HostGw | BackendData::Other(_) => None,
+            BackendData::Extension(output) => Some(raw(output)),
+            _ => vtep(Family::V4),
         };
         let document = Document {
-            public_ip: self.public_ip.to_string(),
-            public_ipv6: None,
+            public_ip: self
+                .addresses
+                .v4
+                .unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+                .to_string(),
+            public_ipv6: self.addresses.v6.map(|address| address.to_string()),
             backend_type: self.backend.kind().to_owned(),
             backend_data,
+            backend_v6_data: vtep(Family::V6),
         };
         serde_json::to_string(&document).expect("a struct of plain fields")
     }
@@ -130,37 +178,90 @@ impl Attributes {
             value: String::from_utf8_lossy(json).chars().take(SHOWN).collect(),
             reason: error.to_string(),
         })?;
-        let public_ip = document.public_ip.parse().map_err(|_| Error::Field {
-            field: "PublicIP",
-            value: document.public_ip.clone(),
-            rule: "must be an IPv4 address",
-        })?;
+        let v4 = address::<Ipv4Addr>("PublicIP", &document.public_ip, "must be an IPv4 address")?;
+        let v6 = document
+            .public_ipv6
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(|text| address::<Ipv6Addr>("PublicIPv6", text, "must be an IPv6 address"))
+            .transpose()?;
         let backend = match document.backend_type.as_str() {
-            VXLAN => vxlan(document.backend_data.as_deref())?,
+            VXLAN => BackendData::Vxlan(PerFamily {
+                v4: vxlan("BackendData", document.backend_data.as_deref())?,
+                v6: vxlan("BackendV6Data", document.backend_v6_data.as_deref())?,
+            }),
             HOST_GW => BackendData::HostGw,
-            _ => BackendData::Other(document.backend_type),
+            IPIP => BackendData::Ipip,
+            EXTENSION => BackendData::Extension(output(document.backend_data.as_deref())),
+            other => BackendData::Other(other.to_owned()),
         };
-        Ok(Self { public_ip, backend })
+        if let BackendData::Vxlan(vteps) = &backend
+            && vteps.is_empty()
+        {
+            return Err(Error::Field {
+                field: "BackendData",
+                value: "absent".into(),
+                rule: VXLAN_RULE,
+            });
+        }
+        // A node without an address of a family writes zeros.
+        let given = |address: &IpAddr| !address.is_unspecified();
+        Ok(Self {
+            addresses: PerFamily {
+                v4: Some(v4).filter(given),
+                v6: v6.filter(given),
+            },
+            backend,
+        })
     }
 }
 
-fn vxlan(data: Option<&RawValue>) -> Result<BackendData, Error> {
-    let text = data.map_or("absent", RawValue::get);
-    let fail = |rule| Error::Field {
-        field: "BackendData",
+/// A value that is passed on as it is.
+fn raw(value: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("plain fields")
+}
+
+fn address<A: FromStr + Into<IpAddr>>(
+    field: &'static str,
+    text: &str,
+    rule: &'static str,
+) -> Result<IpAddr, Error> {
+    text.parse::<A>().map(Into::into).map_err(|_| Error::Field {
+        field,
         value: text.to_owned(),
         rule,
-    };
-    let data: VxlanData = serde_json::from_str(text)
-        .map_err(|_| fail("must be {\"VNI\":<number>,\"VtepMAC\":\"<address>\"}"))?;
+    })
+}
+
+const VXLAN_RULE: &str = "must be {\"VNI\":<number>,\"VtepMAC\":\"<address>\"}";
+
+fn vxlan(field: &'static str, data: Option<&RawValue>) -> Result<Option<Vtep>, Error> {
+    let text = data.map_or("null", RawValue::get);
+    if text == "null" {
+        return Ok(None);
+    }
+    let data: VxlanData = serde_json::from_str(text).map_err(|_| Error::Field {
+        field,
+        value: text.to_owned(),
+        rule: VXLAN_RULE,
+    })?;
     let mac = parse_mac(&data.vtep_mac)
         .filter(crate::kernel::decode::is_unicast)
         .ok_or_else(|| Error::Field {
-            field: "BackendData.VtepMAC",
+            field: match field {
+                "BackendData" => "BackendData.VtepMAC",
+                _ => "BackendV6Data.VtepMAC",
+            },
             value: data.vtep_mac.clone(),
             rule: "must be a unicast Ethernet address such as 0e:de:d4:9c:3c:d8",
         })?;
-    Ok(BackendData::Vxlan { vni: data.vni, mac })
+    Ok(Some(Vtep { vni: data.vni, mac }))
+}
+
+/// What an extension's command has printed: a JSON string; anything else is passed on as it is.
+fn output(data: Option<&RawValue>) -> String {
+    let text = data.map_or("", RawValue::get);
+    serde_json::from_str(text).unwrap_or_else(|_| text.to_owned())
 }
 
 fn parse_mac(text: &str) -> Option<Mac> {
@@ -179,40 +280,57 @@ mod tests {
 
     use super::*;
 
+    fn v4(address: [u8; 4]) -> PerFamily<IpAddr> {
+        PerFamily::v4(IpAddr::from(address))
+    }
+
     #[test]
     fn values_are_upstreams_to_the_byte() {
-        let vxlan = Attributes {
-            public_ip: Ipv4Addr::new(192, 168, 100, 2),
-            backend: BackendData::Vxlan {
-                vni: Some(1),
-                mac: Mac([0x0e, 0xde, 0xd4, 0x9c, 0x3c, 0xd8]),
+        let vtep = |last| Vtep {
+            vni: Some(1),
+            mac: Mac([0x0e, 0xde, 0xd4, 0x9c, 0x3c, last]),
+        };
+        let addresses = v4([192, 168, 100, 2]);
+        let of = |backend| Attributes { addresses, backend };
+        let dual = Attributes {
+            addresses: PerFamily {
+                v6: Some("fd00:100::2".parse().unwrap()),
+                ..addresses
             },
+            backend: BackendData::Vxlan(PerFamily {
+                v4: Some(vtep(0xd8)),
+                v6: Some(vtep(0xd9)),
+            }),
         };
-        assert_eq!(
-            vxlan.to_json(),
-            r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:de:d4:9c:3c:d8"}}"#
-        );
-        let host_gw = Attributes {
-            backend: BackendData::HostGw,
-            ..vxlan.clone()
-        };
-        assert_eq!(
-            host_gw.to_json(),
-            r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"host-gw"}"#
-        );
         let none = Attributes {
+            addresses: v4([1, 2, 3, 4]),
             backend: BackendData::Other(String::new()),
-            public_ip: Ipv4Addr::new(1, 2, 3, 4),
         };
-        assert_eq!(
-            none.to_json(),
-            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#
-        );
-        for attributes in [vxlan, host_gw, none] {
-            assert_eq!(
-                Attributes::parse(attributes.to_json().as_bytes()),
-                Ok(attributes)
-            );
+        for (attributes, json) in [
+            (
+                of(BackendData::Vxlan(PerFamily::v4(vtep(0xd8)))),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:de:d4:9c:3c:d8"}}"#,
+            ),
+            (
+                dual,
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":"fd00:100::2","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:de:d4:9c:3c:d8"},"BackendV6Data":{"VNI":1,"VtepMAC":"0e:de:d4:9c:3c:d9"}}"#,
+            ),
+            (
+                of(BackendData::HostGw),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"host-gw"}"#,
+            ),
+            (
+                of(BackendData::Ipip),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"ipip"}"#,
+            ),
+            (
+                of(BackendData::Extension("a \"key\"".into())),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"extension","BackendData":"a \"key\""}"#,
+            ),
+            (none, r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#),
+        ] {
+            assert_eq!(attributes.to_json(), json);
+            assert_eq!(Attributes::parse(json.as_bytes()), Ok(attributes));
         }
     }
 
@@ -220,17 +338,21 @@ mod tests {
     fn values_of_other_versions_are_understood() {
         let parse = |json: &str| Attributes::parse(json.as_bytes()).unwrap().backend;
         let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let vtep = Vtep { vni: None, mac };
         assert_eq!(
             parse(
                 r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:01"}}"#
             ),
-            BackendData::Vxlan { vni: None, mac }
+            BackendData::Vxlan(PerFamily::v4(vtep))
         );
         assert_eq!(
             parse(
-                r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}"#
+                r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":null,"BackendV6Data":{"VtepMAC":"02:00:00:00:00:01"}}"#
             ),
-            BackendData::Vxlan { vni: Some(1), mac }
+            BackendData::Vxlan(PerFamily {
+                v4: None,
+                v6: Some(vtep)
+            })
         );
         assert_eq!(
             parse(
@@ -238,6 +360,29 @@ mod tests {
             ),
             BackendData::Other("wireguard".into())
         );
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_ipv4_address_first() {
+        let of = |v4: Option<&str>, v6: Option<&str>| PerFamily {
+            v4: v4.map(|text| text.parse().unwrap()),
+            v6: v6.map(|text| text.parse().unwrap()),
+        };
+        let is = |own: PerFamily<IpAddr>, other| {
+            let backend = BackendData::HostGw;
+            let addresses = own;
+            Attributes { addresses, backend }.is_of(&other)
+        };
+        assert!(is(
+            of(Some("1.2.3.4"), None),
+            of(Some("1.2.3.4"), Some("fd00::1"))
+        ));
+        assert!(!is(
+            of(Some("1.2.3.4"), Some("fd00::1")),
+            of(Some("1.2.3.5"), Some("fd00::1"))
+        ));
+        assert!(is(of(None, Some("fd00::1")), of(None, Some("fd00::1"))));
+        assert!(!is(of(None, None), of(None, None)));
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use ipnet::Ipv4Net;
 use proptest::prelude::*;
 
 use super::*;
@@ -13,13 +14,27 @@ fn with(fields: &str) -> Result<NetworkConfig, String> {
     ))
 }
 
+fn bounds(pool: Option<Pool>) -> (u8, String, String) {
+    let pool = pool.unwrap();
+    let (min, max) = (pool.subnet_min, pool.subnet_max);
+    (pool.subnet_len, min.to_string(), max.to_string())
+}
+
 fn network(network: &str) -> Result<(u8, String, String), String> {
     let json = format!(r#"{{"Network":"{network}","Backend":{{"Type":"vxlan"}}}}"#);
-    let config = parse(&json)?;
-    Ok((
-        config.subnet_len,
-        config.subnet_min.to_string(),
-        config.subnet_max.to_string(),
+    Ok(bounds(parse(&json)?.pools.v4))
+}
+
+/// A config with IPv6 alone.
+fn ipv6(fields: &str) -> Result<NetworkConfig, String> {
+    parse(&format!(
+        r#"{{"EnableIPv4":false,"EnableIPv6":true,"Backend":{{"Type":"vxlan"}},{fields}}}"#
+    ))
+}
+
+fn ipv6_network(network: &str) -> Result<(u8, String, String), String> {
+    Ok(bounds(
+        ipv6(&format!(r#""IPv6Network":"{network}""#))?.pools.v6,
     ))
 }
 
@@ -27,7 +42,7 @@ fn options(backend: &str) -> Result<Vxlan, String> {
     let json = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
     match parse(&json)?.backend {
         Backend::Vxlan(options) => Ok(options),
-        Backend::HostGw => Err("host-gw".into()),
+        other => Err(other.name().into()),
     }
 }
 
@@ -52,8 +67,24 @@ fn defaults_are_upstreams() {
         network("10.3.0.0/28"),
         expected(30, "10.3.0.4", "10.3.0.12")
     );
+    assert_eq!(
+        ipv6_network("fc00::/48"),
+        expected(64, "fc00:0:0:1::", "fc00:0:0:ffff::")
+    );
+    assert_eq!(
+        ipv6_network("fc00::/62"),
+        expected(64, "fc00:0:0:1::", "fc00:0:0:3::")
+    );
+    assert_eq!(
+        ipv6_network("fc00::/63"),
+        expected(65, "fc00::8000:0:0:0", "fc00:0:0:1:8000::")
+    );
+    assert_eq!(
+        ipv6_network("fc00::/124"),
+        expected(126, "fc00::4", "fc00::c")
+    );
     let config = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
-    assert!(!config.enable_nftables);
+    assert_eq!(config.enable_nftables, None);
     assert_eq!(
         config.backend,
         Backend::Vxlan(Vxlan {
@@ -74,9 +105,10 @@ fn keys_match_without_regard_to_case_and_the_last_wins() {
             "enableIPv6":true,"EnableIPv6":false,"Unknown":[1],"BACKEND":{"type":"VXLAN","vni":7,"Directrouting":true}}"#,
     )
     .unwrap();
-    assert_eq!(config.network.to_string(), "10.5.0.0/16");
-    assert_eq!(config.subnet_len, 25);
-    assert!(config.enable_nftables);
+    let pool = config.pools.v4.unwrap();
+    assert_eq!(pool.network.to_string(), "10.5.0.0/16");
+    assert_eq!(pool.subnet_len, 25);
+    assert_eq!(config.enable_nftables, Some(true));
     assert!(matches!(
         config.backend,
         Backend::Vxlan(Vxlan {
@@ -144,7 +176,24 @@ fn every_rule_has_one_error_that_names_field_value_and_rule() {
         ),
         (
             with(r#""EnableIPv6":true"#).map(drop),
-            "EnableIPv6 = true: not supported yet; set it to false or remove it",
+            "IPv6Network = absent: required: an IPv6 prefix such as fd00:10::/48",
+        ),
+        (
+            ipv6_network("fc00::/125").map(drop),
+            "IPv6Network = fc00::/125: too small: the longest useful prefix is /124",
+        ),
+        (
+            ipv6(r#""IPv6Network":"fc00::/48","IPv6SubnetLen":127"#).map(drop),
+            "IPv6SubnetLen = 127: must be at most 126",
+        ),
+        (
+            ipv6(r#""IPv6Network":"fc00::/48","IPv6SubnetMin":"fd00::""#).map(drop),
+            "IPv6SubnetMin = fd00::: must lie in IPv6Network = fc00::/48",
+        ),
+        (
+            parse(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#)
+                .map(drop),
+            "EnableIPv6 = true: the backend udp carries IPv4 only: disable IPv6, or choose vxlan or host-gw",
         ),
         (
             with(r#""IPv6Network":"10.5.0.0/16""#).map(drop),
@@ -152,7 +201,7 @@ fn every_rule_has_one_error_that_names_field_value_and_rule() {
         ),
         (
             with(r#""EnableIPv4":false"#).map(drop),
-            "EnableIPv4 = false: an IPv4 network is required; remove the field",
+            "EnableIPv4 = false: with EnableIPv6 = false there is no network: enable one of them",
         ),
         (
             network("10.5.0.0/29").map(drop),
@@ -167,16 +216,12 @@ fn every_rule_has_one_error_that_names_field_value_and_rule() {
             "Network = absent: required: an IPv4 prefix such as 10.5.0.0/16",
         ),
         (
-            parse(r#"{"Network":"10.5.0.0/16"}"#).map(drop),
-            "Backend.Type = absent: means udp; this agent has vxlan and host-gw; set it to one of them",
-        ),
-        (
             options("{}").map(drop),
-            "Backend.Type = absent: this agent has vxlan and host-gw; set it to one of them",
+            "Backend.Type = absent: this agent has vxlan, host-gw, udp, ipip, alloc and extension; set it to one of them",
         ),
         (
             options(r#"{"Type":"wireguard"}"#).map(drop),
-            r#"Backend.Type = "wireguard": this agent has vxlan and host-gw; set it to one of them"#,
+            r#"Backend.Type = "wireguard": this agent has vxlan, host-gw, udp, ipip, alloc and extension; set it to one of them"#,
         ),
         (
             options("7").map(drop),
@@ -202,6 +247,61 @@ fn every_rule_has_one_error_that_names_field_value_and_rule() {
 }
 
 #[test]
+fn other_backends_have_upstreams_defaults() {
+    let backend = |backend: &str| {
+        let json = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
+        parse(&json).unwrap().backend
+    };
+    assert_eq!(backend("null"), Backend::Udp(Udp { port: 8285 }));
+    assert_eq!(
+        backend(r#"{"Type":"UDP","port":9999}"#),
+        Backend::Udp(Udp { port: 9999 })
+    );
+    let direct_routing = true;
+    assert_eq!(
+        backend(r#"{"Type":"ipip","DirectRouting":true}"#),
+        Backend::Ipip(Ipip { direct_routing })
+    );
+    assert_eq!(backend(r#"{"Type":"alloc"}"#), Backend::Alloc);
+    assert_eq!(
+        backend(r#"{"Type":"extension","SubnetAddCommand":"/opt/add $SUBNET"}"#),
+        Backend::Extension(Extension {
+            subnet_add_command: "/opt/add $SUBNET".into(),
+            ..Extension::default()
+        })
+    );
+}
+
+#[test]
+fn a_check_finds_everything() {
+    let check = check(
+        br#"{"Network":"10.5.0.0/16","network":"10.6.0.0/16","SubnetLen":99,"SubnetMin":"x","Nework":1,
+            "Backend":{"Type":"vxlan","VNI":-1,"Port":70000,"Prot":8472,"MacPrefix":"0E-2A"}}"#,
+    );
+    assert!(check.config.is_none());
+    let errors: Vec<String> = check.errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        errors,
+        [
+            "SubnetLen = 99: must be a whole number from 0 to 32",
+            "SubnetMin = \"x\": must be an IPv4 address",
+            "Backend.VNI = -1: must be a whole number from 0 to 16777215",
+            "Backend.Port = 70000: must be a whole number from 0 to 65535",
+        ]
+    );
+    assert_eq!(
+        check.warnings,
+        [
+            "Nework: unknown, without effect",
+            "network: given more than once, the last one counts",
+        ]
+    );
+    let fine = super::check(br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Prot":1}}"#);
+    assert!(fine.config.is_some() && fine.errors.is_empty());
+    assert_eq!(fine.warnings, ["Backend.Prot: unknown, without effect"]);
+}
+
+#[test]
 fn what_is_shown_holds_the_defaults() {
     let config =
         parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":1400}}"#).unwrap();
@@ -209,6 +309,13 @@ fn what_is_shown_holds_the_defaults() {
         serde_json::to_string(&config).unwrap(),
         r#"{"Network":"10.5.0.0/16","SubnetLen":24,"SubnetMin":"10.5.1.0","SubnetMax":"10.5.255.0","EnableNFTables":false,"Backend":{"Type":"vxlan","VNI":1,"Port":0,"MTU":1400,"GBP":false,"Learning":false,"DirectRouting":false}}"#
     );
+    let dual = parse(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"host-gw"}}"#).unwrap();
+    let shown = serde_json::to_string(&dual).unwrap();
+    assert!(
+        shown.contains(r#""EnableIPv6":true,"IPv6Network":"fd00:5::/48","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00:5:0:1::","IPv6SubnetMax":"fd00:5:0:ffff::""#),
+        "{shown}"
+    );
+    assert_eq!(parse(&shown).unwrap().pools, dual.pools);
 }
 
 proptest! {
@@ -220,17 +327,19 @@ proptest! {
         );
         match parse(&json) {
             Ok(config) => {
-                prop_assert_eq!(config.network, network.trunc());
-                prop_assert!(config.subnet_len <= LONGEST_SUBNET);
-                prop_assert!(config.subnet_len >= len + SUBNET_BITS_MIN);
-                for bound in [config.subnet_min, config.subnet_max] {
-                    let subnet = Ipv4Net::new(bound, config.subnet_len).unwrap();
+                let pool = config.pools.v4.unwrap();
+                prop_assert_eq!(pool.network, IpNet::V4(network.trunc()));
+                prop_assert!(pool.subnet_len <= 30);
+                prop_assert!(pool.subnet_len >= len + 2);
+                for bound in [pool.subnet_min, pool.subnet_max] {
+                    let subnet = IpNet::new(bound, pool.subnet_len).unwrap();
                     prop_assert_eq!(subnet.trunc(), subnet);
-                    prop_assert!(config.network.contains(&subnet) && config.allows(subnet));
+                    prop_assert!(pool.network.contains(&subnet));
+                    prop_assert!(config.allows(&PerFamily::v4(subnet)));
                 }
             }
-            Err(_) if subnet_len == 0 => prop_assert!(len > LONGEST_NETWORK),
-            Err(_) => prop_assert!(subnet_len > LONGEST_SUBNET || subnet_len < len + SUBNET_BITS_MIN),
+            Err(_) if subnet_len == 0 => prop_assert!(len > 28),
+            Err(_) => prop_assert!(subnet_len > 30 || subnet_len < len + 2),
         }
     }
 

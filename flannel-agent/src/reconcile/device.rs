@@ -1,13 +1,12 @@
-//! Brings the VXLAN device in line: finds, makes or repairs it.
+//! Brings a tunnel device in line: finds, makes or repairs it.
 
 use flannel_common::addr::Mac;
-use ipnet::Ipv4Net;
 
 use crate::kernel::{
     apply,
     diff::{self, LinkOp},
     netlink::{Error, Netlink},
-    objects::{Link, Observed, VxlanDevice},
+    objects::{Link, Observed, TunnelDevice, TunnelKind},
     observe,
 };
 
@@ -65,13 +64,12 @@ pub fn read_links(netlink: &mut Netlink, observed: &mut Observed) -> Result<(), 
 /// When the kernel refuses; what could be done is done.
 pub fn ensure(
     netlink: &mut Netlink,
-    desired: &VxlanDevice,
-    network: Ipv4Net,
+    desired: &TunnelDevice,
     observed: &mut Observed,
 ) -> Result<Ensured, DeviceError> {
     let mut created = false;
     for _ in 0..ROUNDS {
-        let ops = diff::link(desired, network, observed);
+        let ops = diff::link(desired, observed);
         if ops.is_empty()
             && let Some(link) = observed.link(&desired.name)
         {
@@ -107,11 +105,16 @@ fn accept_no_advertisements(device: &str) {
 fn describe(op: &LinkOp) -> String {
     match op {
         LinkOp::Delete(_, name, difference) => format!("delete device {name}: {difference}"),
-        LinkOp::Create(device) => format!("create device {} with MAC {}", device.name, device.mac),
-        LinkOp::SetLearning(_, on) => format!("set learning of the VXLAN device to {on}"),
-        LinkOp::SetMtu(_, mtu) => format!("set MTU of the VXLAN device to {mtu}"),
-        LinkOp::RemoveAddress(_, net) => format!("remove address {net} from the VXLAN device"),
-        LinkOp::AddAddress(_, address) => format!("add address {address}/32 to the VXLAN device"),
-        LinkOp::SetUp(_) => "set the VXLAN device up".into(),
+        LinkOp::Create(device) => match &device.kind {
+            TunnelKind::Vxlan(options) => {
+                format!("create device {} with MAC {}", device.name, options.mac)
+            }
+            TunnelKind::Ipip => format!("create device {}", device.name),
+        },
+        LinkOp::SetLearning(_, on) => format!("set learning of the tunnel device to {on}"),
+        LinkOp::SetMtu(_, mtu) => format!("set MTU of the tunnel device to {mtu}"),
+        LinkOp::RemoveAddress(_, net) => format!("remove address {net} from the tunnel device"),
+        LinkOp::AddAddress(_, address) => format!("add address {address} to the tunnel device"),
+        LinkOp::SetUp(_) => "set the tunnel device up".into(),
     }
 }

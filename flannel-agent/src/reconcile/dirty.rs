@@ -3,8 +3,10 @@
 /// Parts of the agent's knowledge that have to be made anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Leases: what is desired.
+    /// All leases: what is desired.
     pub leases: bool,
+    /// Single leases, which the reconciler has noted.
+    pub changes: bool,
     /// Links and addresses.
     pub links: bool,
     /// Routes of the main table.
@@ -26,6 +28,7 @@ impl Dirty {
     pub fn all() -> Self {
         Self {
             leases: true,
+            changes: true,
             links: true,
             routes: true,
             neighbours: true,
@@ -39,6 +42,20 @@ impl Dirty {
     /// Whether anything is.
     pub fn any(&self) -> bool {
         *self != Self::default()
+    }
+
+    /// Whether single leases are all that is.
+    pub fn is_changes_only(&self) -> bool {
+        let changes_only = Self {
+            changes: true,
+            ..Self::default()
+        };
+        *self == changes_only
+    }
+
+    /// Whether all peers have to be looked at.
+    pub fn all_peers(&self) -> bool {
+        self.leases || self.links || self.hops || self.routes || self.neighbours
     }
 
     /// Whether the kernel's state has to be read.

@@ -10,6 +10,8 @@ mod pass;
 mod repair;
 mod report;
 pub mod rules;
+mod topology;
+mod uplink;
 
 use std::time::Duration;
 
@@ -108,7 +110,7 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
                     while let Ok(event) = inputs.leases.try_recv() {
                         reconciler.lease_event(event, &mut dirty);
                     }
-                    inputs.rules.want(|rules| rules.subnet = reconciler.subnet());
+                    inputs.rules.want(|rules| rules.subnets = reconciler.subnets());
                 }
                 None => return Ok(()),
             },

@@ -1,29 +1,31 @@
 //! One pass: read what is out of date, compare, repair, tell the fast path.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use flannel_common::addr::Mac;
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::{Dirty, device, rules};
 use crate::{
-    backend::{self, Plan},
+    backend::{self, Facts, Plan},
     board::Board,
+    family::{Family, PerFamily, gateway},
     fastpath::{self, FastPath, Topology},
-    iface::Uplink,
+    iface::{self, Uplink},
     kernel::{
         decode::Neighbour,
         events::Event,
         ipsec,
         netlink::{Error, Netlink},
-        objects::Observed,
+        objects::{Link, Observed, TunnelDevice},
         observe::{self, Hop},
         pods::{Pods, Scan},
         traffic_control,
     },
-    lease::{self, Attributes, Leases, OwnLease},
+    lease::{self, Attributes, Lease, Leases, OwnLease},
     netconf::NetworkConfig,
-    subnet_file::{self, SubnetFile},
+    subnet_file::SubnetFile,
 };
 
 /// What does not change while the agent runs.
@@ -31,6 +33,8 @@ use crate::{
 pub struct Settings {
     /// The network config.
     pub config: NetworkConfig,
+    /// How the interface between nodes was chosen.
+    pub iface: iface::Options,
     /// `--subnet-file`.
     pub subnet_file: PathBuf,
     /// `--ip-masq`.
@@ -52,12 +56,14 @@ pub struct Reconciler {
     pub(super) netlink: Netlink,
     pub(super) uplink: Uplink,
     pub(super) own: OwnLease,
-    /// The MAC that the lease publishes.
-    pub(super) mac: Mac,
+    /// The MACs that the lease publishes.
+    pub(super) macs: PerFamily<Mac>,
     pub(super) publish: watch::Sender<Attributes>,
     pub(super) leases: Leases,
+    /// Leases that have changed since they were planned, by key, as they were then.
+    pub(super) changed: BTreeMap<String, Option<Lease>>,
     pub(super) observed: Observed,
-    pub(super) hops: BTreeMap<Ipv4Addr, Option<Hop>>,
+    pub(super) hops: BTreeMap<IpAddr, Option<Hop>>,
     pub(super) plan: Plan,
     pub(super) pods: Pods,
     pub(super) scan: Scan,
@@ -83,7 +89,7 @@ impl Reconciler {
         netlink: Netlink,
         uplink: Uplink,
         own: OwnLease,
-        mac: Mac,
+        macs: PerFamily<Mac>,
         publish: watch::Sender<Attributes>,
         fast_path: FastPath,
     ) -> Self {
@@ -93,9 +99,10 @@ impl Reconciler {
             netlink,
             uplink,
             own,
-            mac,
+            macs,
             publish,
             leases: Leases::default(),
+            changed: BTreeMap::new(),
             observed: Observed::default(),
             hops: BTreeMap::new(),
             plan: Plan::default(),
@@ -122,9 +129,15 @@ impl Reconciler {
         self.settings.heartbeat
     }
 
-    /// This node's subnet.
-    pub fn subnet(&self) -> ipnet::Ipv4Net {
-        self.own.subnet
+    /// This node's subnets.
+    pub fn subnets(&self) -> PerFamily<IpNet> {
+        self.own.subnets
+    }
+
+    /// The families that are enabled.
+    pub(super) fn families(&self) -> Vec<Family> {
+        let pools = self.settings.config.pools.iter();
+        pools.map(|(family, _)| family).collect()
     }
 
     /// Takes note of a change in the kernel.
@@ -133,26 +146,29 @@ impl Reconciler {
             Event::Link(index) => {
                 (dirty.links, dirty.pods) = (true, true);
                 // A link that goes down takes its IPv4 routes with it, and no event says so.
-                if index == self.uplink.index || Some(index) == self.vtep_index() {
+                if index == self.uplink.index || self.is_tunnel(index) {
                     (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
                 }
             }
             Event::Route(net, route, gone) => {
                 let known = self.observed.routes.get(&net) == Some(&route);
                 if known == gone {
+                    let networks = self.settings.config.networks();
                     dirty.routes = true;
-                    dirty.hops |= !self.settings.config.network.contains(&net);
+                    dirty.hops |= !networks.values().any(|network| network.contains(&net));
                 }
             }
             Event::OtherRoute => dirty.hops = true,
             Event::Neighbour(index, neighbour, gone) => {
                 let known = match neighbour {
                     Neighbour::Address(address, entry) => {
-                        self.observed.neighbours.get(&address) == Some(&entry)
+                        self.observed.neighbours.get(&(index, address)) == Some(&entry)
                     }
-                    Neighbour::Fdb(mac, entry) => self.observed.fdb.get(&mac) == Some(&entry),
+                    Neighbour::Fdb(mac, entry) => {
+                        self.observed.fdb.get(&(index, mac)) == Some(&entry)
+                    }
                 };
-                dirty.neighbours |= Some(index) == self.vtep_index() && known == gone;
+                dirty.neighbours |= self.is_tunnel(index) && known == gone;
             }
             // Only the fast path goes past it.
             Event::TrafficControl => dirty.pods |= self.settings.fast_path,
@@ -167,20 +183,41 @@ impl Reconciler {
 
     /// Takes note of what the subnet manager says.
     pub fn lease_event(&mut self, event: lease::Event, dirty: &mut Dirty) {
-        self.listed |= matches!(event, lease::Event::Snapshot(_));
-        if let lease::Event::Own(own) = &event {
-            if own.subnet != self.own.subnet {
-                tracing::error!(
-                    old = %self.own.subnet, new = %own.subnet,
-                    "this node's subnet has changed: pods with addresses of the old one must be made anew"
-                );
-                *dirty = Dirty::all();
+        match &event {
+            lease::Event::Own(own) => {
+                if own.subnets != self.own.subnets {
+                    tracing::error!(
+                        old = self.own.subnets.join(),
+                        new = own.subnets.join(),
+                        "this node's subnet has changed: pods with addresses of the old one must be made anew"
+                    );
+                    *dirty = Dirty::all();
+                }
+                self.own = own.clone();
+                return;
             }
-            self.own = own.clone();
-            return;
+            lease::Event::Snapshot(_) => {
+                self.listed = true;
+                dirty.leases = true;
+            }
+            lease::Event::Put(key, _) | lease::Event::Removed(key) => {
+                dirty.changes = true;
+                let before = self.peer(key).cloned();
+                self.changed.entry(key.clone()).or_insert(before);
+            }
         }
         self.leases.apply(event);
-        dirty.leases = true;
+    }
+
+    /// The lease under `key`, if it is another node's.
+    pub(super) fn peer(&self, key: &str) -> Option<&Lease> {
+        self.leases
+            .peer(key, &self.own.subnets, &self.uplink.public)
+    }
+
+    /// The leases of other nodes, with their keys.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&str, &Lease)> {
+        self.leases.peers(&self.own.subnets, &self.uplink.public)
     }
 
     /// Reads, compares, repairs. Returns whether all is as it should be; if not, it is tried again.
@@ -216,24 +253,26 @@ impl Reconciler {
             if !self.find_uplink(&mut dirty) {
                 return Ok((false, false));
             }
-            base = self.ensure_device(&mut dirty);
+            base = self.ensure_devices(&mut dirty);
         }
         if dirty.routes {
-            observe::routes(&mut self.netlink, &mut self.observed)?;
+            let families = self.families();
+            observe::routes(&mut self.netlink, families, &mut self.observed)?;
         }
-        if dirty.neighbours
-            && let Some(vtep) = self.vtep_index()
-        {
-            observe::neighbours(&mut self.netlink, vtep, &mut self.observed)?;
+        if dirty.neighbours {
+            let tunnels: Vec<(Family, u32)> = self.tunnels().iter().map(|(f, i)| (f, *i)).collect();
+            observe::neighbours(&mut self.netlink, tunnels, &mut self.observed)?;
         }
-        if (dirty.leases || dirty.links || dirty.hops) && self.listed {
-            self.look_up_hops(dirty.hops)?;
-            self.make_plan();
-        }
-        if (dirty.leases || dirty.links || dirty.hops || dirty.routes || dirty.neighbours)
-            && self.listed
-        {
-            peers = self.repair()?;
+        let mut concerned = None;
+        if self.listed {
+            if dirty.all_peers() {
+                if dirty.leases || dirty.changes || dirty.links || dirty.hops {
+                    self.plan_all(dirty.hops)?;
+                }
+                peers = self.repair_all()?;
+            } else if dirty.changes {
+                (peers, concerned) = self.repair_changed()?;
+            }
         }
         if dirty.pods {
             self.scan_pods()?;
@@ -242,81 +281,88 @@ impl Reconciler {
             self.read_bypassed(&dirty)?;
         }
         if self.listed {
-            // Programs of others come and go without an event of their own.
-            self.sync_fast_path(dirty.status || dirty.pods);
+            let only_changes = dirty.is_changes_only();
+            match concerned {
+                Some(concerned) if only_changes => self.change_fast_path_peers(&concerned),
+                // Programs of others come and go without an event of their own.
+                _ => self.sync_fast_path(dirty.status || dirty.pods),
+            }
         }
         Ok((base, peers))
     }
 
-    /// Follows the uplink by name: it may have been made anew. Whether it is there.
-    fn find_uplink(&mut self, dirty: &mut Dirty) -> bool {
-        let Some(link) = self.observed.link(&self.uplink.name) else {
-            let name = &self.uplink.name;
-            self.board.problem(
-                "uplink",
-                Some(format!("interface {name} is gone: waiting for it")),
+    /// Brings the tunnel devices in line. Whether they are.
+    fn ensure_devices(&mut self, dirty: &mut Dirty) -> bool {
+        let mut problem = None;
+        let before = self.macs;
+        for (family, desired) in self.devices().iter() {
+            match device::ensure(&mut self.netlink, desired, &mut self.observed) {
+                Ok(ensured) => {
+                    if ensured.created {
+                        (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
+                    }
+                    *self.macs.get_mut(family) = ensured.link.mac;
+                }
+                Err(error) => problem = Some(error.to_string()),
+            }
+        }
+        if self.macs != before {
+            tracing::warn!(
+                new = self.macs.join(),
+                old = before.join(),
+                "a tunnel device's MAC has changed; publishing it"
             );
-            return false;
-        };
-        if link.index != self.uplink.index {
-            tracing::warn!(name = link.name, "the interface was made anew");
-            self.uplink.index = link.index;
-            *dirty = Dirty::all();
+            self.publish_attributes();
         }
-        self.uplink.mtu = link.mtu;
-        let addresses = self.observed.addresses.get(&link.index);
-        let present =
-            addresses.is_some_and(|list| list.iter().any(|net| net.addr() == self.uplink.address));
-        let problem = (!present).then(|| {
-            format!(
-                "{} has lost its address {}: restart the agent once it has its new one",
-                self.uplink.name, self.uplink.address
-            )
+        let complete = problem.is_none();
+        self.board.problem("device", problem);
+        complete
+    }
+
+    /// Publishes what this node's lease should say.
+    pub(super) fn publish_attributes(&self) {
+        let attributes = backend::attributes(&self.settings.config, &self.uplink, &self.macs);
+        self.publish.send_if_modified(|published| {
+            let changed = *published != attributes;
+            *published = attributes;
+            changed
         });
-        self.board.problem("uplink", problem);
-        true
     }
 
-    fn ensure_device(&mut self, dirty: &mut Dirty) -> bool {
-        let config = &self.settings.config;
-        let Some(desired) = backend::device(config, &self.uplink, Some(self.own.subnet), self.mac)
-        else {
-            return true;
-        };
-        match device::ensure(
-            &mut self.netlink,
-            &desired,
-            config.network,
-            &mut self.observed,
-        ) {
-            Ok(ensured) => {
-                self.board.problem("device", None);
-                if ensured.created {
-                    (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
-                }
-                if let Some(mac) = ensured.link.mac.filter(|mac| *mac != self.mac) {
-                    tracing::warn!(%mac, old = %self.mac, "the device's MAC has changed; publishing the new one");
-                    self.mac = mac;
-                    let attributes = backend::attributes(config, &self.uplink, mac);
-                    self.publish.send_replace(attributes);
-                }
-                true
-            }
-            Err(error) => {
-                self.board.problem("device", Some(error.to_string()));
-                false
-            }
-        }
-    }
-
-    pub(super) fn vtep_index(&self) -> Option<u32> {
-        let device = backend::device(
+    /// The tunnel devices that should be there.
+    pub(super) fn devices(&self) -> PerFamily<TunnelDevice> {
+        backend::devices(
             &self.settings.config,
             &self.uplink,
-            Some(self.own.subnet),
-            self.mac,
-        )?;
-        self.observed.link(&device.name).map(|link| link.index)
+            &self.own.subnets,
+            &self.macs,
+        )
+    }
+
+    /// The tunnel devices that are there.
+    pub(super) fn tunnel_links(&self) -> PerFamily<&Link> {
+        self.devices()
+            .filter_map(|_, device| self.observed.link(&device.name))
+    }
+
+    /// Their indices.
+    pub(super) fn tunnels(&self) -> PerFamily<u32> {
+        self.tunnel_links().map(|_, link| link.index)
+    }
+
+    fn is_tunnel(&self, index: u32) -> bool {
+        self.tunnels().values().any(|tunnel| *tunnel == index)
+    }
+
+    /// What plans depend on.
+    pub(super) fn facts(&self) -> Facts<'_> {
+        Facts {
+            config: &self.settings.config,
+            subnets: self.own.subnets,
+            uplink: &self.uplink,
+            tunnels: self.tunnels(),
+            hops: &self.hops,
+        }
     }
 
     /// Reads what the fast path must not lead packets past.
@@ -334,12 +380,22 @@ impl Reconciler {
         Ok(())
     }
 
+    /// The pods' bridge: the one that holds the gateway address of a subnet.
+    pub(super) fn bridge(&self) -> Option<&Link> {
+        self.own
+            .subnets
+            .values()
+            .find_map(|subnet| self.observed.holder(gateway(*subnet)))
+    }
+
     fn scan_pods(&mut self) -> Result<(), Error> {
-        let subnet = self.own.subnet;
-        let bridge = self.observed.holder(subnet_file::gateway(subnet)).cloned();
-        let scan = self
-            .pods
-            .scan(&mut self.netlink, &self.observed, bridge.as_ref(), subnet)?;
+        let bridge = self.bridge().cloned();
+        let scan = self.pods.scan(
+            &mut self.netlink,
+            &self.observed,
+            bridge.as_ref(),
+            &self.own.subnets,
+        )?;
         if scan.pods != self.scan.pods {
             let pods: Vec<String> = scan
                 .pods
@@ -356,8 +412,8 @@ impl Reconciler {
 
     fn finish(&mut self, rules: &rules::State) {
         let file = SubnetFile {
-            network: self.settings.config.network,
-            subnet: self.own.subnet,
+            networks: self.settings.config.networks(),
+            subnets: self.own.subnets,
             mtu: backend::pod_mtu(&self.settings.config, &self.uplink),
             ip_masq: self.settings.ip_masq,
         };

@@ -1,80 +1,146 @@
 //! The peers' part of a pass: what the leases demand, and the kernel objects that are missing, wrong or left over.
+//!
+//! Either of all peers, or of those alone whose leases have changed: the outcome is the same.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
 
 use super::Reconciler;
 use crate::{
-    backend::{self, Facts},
+    backend::{self, Plan},
     kernel::{
         apply,
-        diff::{self, Op, Ownership},
+        diff::{self, Op, Ownership, Scope},
         netlink::Error,
         observe,
     },
 };
 
+/// What leases that have changed concern.
+#[derive(Debug)]
+pub(super) struct Concerned {
+    /// Their keys.
+    pub(super) keys: Vec<String>,
+    /// The subnets that they name now or named before.
+    pub(super) subnets: Vec<IpNet>,
+}
+
 impl Reconciler {
-    /// Asks the kernel how it reaches the peers that it was not asked about yet; with `all`, about each again.
-    pub(super) fn look_up_hops(&mut self, all: bool) -> Result<(), Error> {
-        if all {
+    /// Turns all leases into what is desired. With `anew` the kernel is asked again how it reaches them.
+    pub(super) fn plan_all(&mut self, anew: bool) -> Result<(), Error> {
+        if anew {
             self.hops.clear();
         }
+        self.changed.clear();
+        let nodes: BTreeSet<IpAddr> = self
+            .peers()
+            .flat_map(|(_, lease)| lease.attributes.addresses.values().copied())
+            .collect();
+        self.look_up_hops(nodes)?;
+        self.plan = Plan::new(&self.facts(), self.peers());
+        self.report_unreached();
+        Ok(())
+    }
+
+    /// Asks the kernel how it reaches those of `nodes` that it was not asked about yet.
+    fn look_up_hops(&mut self, nodes: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
         if !self.settings.fast_path && !backend::needs_hops(&self.settings.config) {
             return Ok(());
         }
-        let peers = self.leases.peers(self.own.subnet, self.uplink.public_ip);
-        let unknown: BTreeSet<Ipv4Addr> = peers
-            .map(|lease| lease.attributes.public_ip)
+        let unknown: Vec<IpAddr> = nodes
+            .into_iter()
             .filter(|node| !self.hops.contains_key(node))
             .collect();
-        let unknown: Vec<Ipv4Addr> = unknown.into_iter().collect();
         let hops = observe::hops(&mut self.netlink, &unknown)?;
         self.hops.extend(unknown.into_iter().zip(hops));
         Ok(())
     }
 
-    /// Turns the leases into what is desired.
-    pub(super) fn make_plan(&mut self) {
-        let facts = Facts {
-            config: &self.settings.config,
-            subnet: self.own.subnet,
-            uplink: &self.uplink,
-            vtep: self.vtep_index(),
-            hops: &self.hops,
-        };
-        self.plan = backend::plan(
-            &facts,
-            self.leases.peers(self.own.subnet, self.uplink.public_ip),
-        );
-        let mut unreached = self
-            .plan
-            .peers
-            .iter()
-            .filter_map(|peer| Some((peer, peer.problem()?)));
-        let problem = unreached.next().map(|(peer, reason)| {
-            let more = match unreached.count() {
-                0 => String::new(),
-                count => format!(" (and {count} more)"),
-            };
-            let (subnet, node) = (peer.subnet, peer.node);
-            format!("peer {subnet} at {node} is not reached: {reason}{more}")
+    fn report_unreached(&self) {
+        let mut unreached = self.plan.problems.iter();
+        let problem = unreached.next().map(|((key, family), problem)| {
+            let node = self
+                .peer(key)
+                .and_then(|lease| lease.attributes.addresses.get(*family))
+                .map(|node| format!(" at {node}"))
+                .unwrap_or_default();
+            let (subnet, reason) = (problem.subnet, &problem.reason);
+            let more = more(unreached.count());
+            format!("peer {subnet}{node} is not reached: {reason}{more}")
         });
         self.board.problem("peers", problem);
     }
 
-    /// Brings neighbours, FDB entries and routes in line. Whether all are.
-    pub(super) fn repair(&mut self) -> Result<bool, Error> {
-        let config = &self.settings.config;
-        let vtep = self.vtep_index();
-        let ownership = Ownership {
-            network: config.network,
-            subnet_len: config.subnet_len,
-            vtep,
-            uplink: self.uplink.index,
-        };
-        let ops = diff::peers(&self.plan.desired, &self.observed, &ownership);
-        let results = apply::peers(&mut self.netlink, &ops, vtep)?;
+    /// Brings all neighbours, FDB entries and routes in line. Whether they are.
+    pub(super) fn repair_all(&mut self) -> Result<bool, Error> {
+        let ops = diff::peers(&self.plan.desired, &self.observed, &self.ownership());
         self.failures.clear();
+        self.carry_out(&ops)
+    }
+
+    /// Brings the objects of leases that have changed in line. Whether all objects are, and what was concerned; nothing
+    /// if all were looked at.
+    pub(super) fn repair_changed(&mut self) -> Result<(bool, Option<Concerned>), Error> {
+        let changed = std::mem::take(&mut self.changed);
+        let nodes: BTreeSet<IpAddr> = changed
+            .keys()
+            .filter_map(|key| self.peer(key))
+            .flat_map(|lease| lease.attributes.addresses.values().copied())
+            .collect();
+        self.look_up_hops(nodes)?;
+        let had_problems = !self.plan.problems.is_empty();
+        let mut plan = std::mem::take(&mut self.plan);
+        let facts = self.facts();
+        let mut scope = Scope::default();
+        let mut subnets = BTreeSet::new();
+        for (key, old) in &changed {
+            let new = self.peer(key);
+            for lease in old.iter().chain(new) {
+                subnets.extend(lease.subnets.values().copied());
+            }
+            match plan.replace(&facts, key, old.as_ref(), new) {
+                Some(of_lease) => scope.extend(of_lease),
+                None => {
+                    self.plan_all(false)?;
+                    return Ok((self.repair_all()?, None));
+                }
+            }
+        }
+        self.plan = plan;
+        if had_problems || !self.plan.problems.is_empty() {
+            self.report_unreached();
+        }
+        let ops = diff::scoped(
+            &self.plan.desired,
+            &self.observed,
+            &self.ownership(),
+            &scope,
+        );
+        let complete = self.carry_out(&ops)?;
+        let concerned = Concerned {
+            keys: changed.into_keys().collect(),
+            subnets: subnets.into_iter().collect(),
+        };
+        Ok((complete, Some(concerned)))
+    }
+
+    fn ownership(&self) -> Ownership {
+        Ownership {
+            networks: self
+                .settings
+                .config
+                .pools
+                .map(|_, pool| (pool.network, pool.subnet_len)),
+            vteps: self.tunnels(),
+            ipip: None,
+            uplink: self.uplink.index,
+        }
+    }
+
+    /// Carries out `ops` and remembers what has failed. Whether nothing has, now or before.
+    fn carry_out(&mut self, ops: &[Op]) -> Result<bool, Error> {
+        let results = apply::peers(&mut self.netlink, ops)?;
         let mut changed = 0;
         for (op, result) in ops.iter().zip(results) {
             match result {
@@ -82,24 +148,21 @@ impl Reconciler {
                     changed += 1;
                     tracing::debug!("{}", describe(op));
                     self.observed.record(op);
+                    if !self.failures.is_empty() {
+                        self.failures.remove(&describe(op));
+                    }
                 }
                 Err(error) => {
                     self.failures.insert(describe(op), error.to_string());
                 }
             }
         }
-        if changed > 0 {
-            tracing::info!(
-                changed,
-                peers = self.plan.peers.len(),
-                "kernel objects set or removed"
-            );
+        // More than a lease changes is worth a line.
+        if changed > OF_ONE_LEASE {
+            tracing::info!(changed, "kernel objects set or removed");
         }
         let problem = self.failures.iter().next().map(|(what, error)| {
-            let more = match self.failures.len() - 1 {
-                0 => String::new(),
-                count => format!(" (and {count} more)"),
-            };
+            let more = more(self.failures.len() - 1);
             format!("{what}: {error}{more}")
         });
         self.board.problem("objects", problem);
@@ -107,16 +170,27 @@ impl Reconciler {
     }
 }
 
-fn describe(op: &Op) -> String {
+/// Objects that one lease of both families has, twice: the old ones and the new.
+const OF_ONE_LEASE: usize = 12;
+
+fn more(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(" (and {count} more)"),
+    }
+}
+
+/// What is done, as the log and the status name it.
+pub(super) fn describe(op: &Op) -> String {
     match op {
-        Op::SetNeighbour(address, mac) => format!("set neighbour {address} lladdr {mac}"),
-        Op::SetFdb(mac, node) => format!("set fdb {mac} dst {node}"),
+        Op::SetNeighbour(_, address, mac) => format!("set neighbour {address} lladdr {mac}"),
+        Op::SetFdb(_, mac, node) => format!("set fdb {mac} dst {node}"),
         Op::SetRoute(net, route) => match route.gateway {
             Some(gateway) => format!("set route {net} via {gateway}"),
             None => format!("set route {net}"),
         },
         Op::RemoveRoute(net, _) => format!("remove route {net}"),
-        Op::RemoveFdb(mac, node) => format!("remove fdb {mac} dst {node}"),
-        Op::RemoveNeighbour(address) => format!("remove neighbour {address}"),
+        Op::RemoveFdb(_, mac, node) => format!("remove fdb {mac} dst {node}"),
+        Op::RemoveNeighbour(_, address) => format!("remove neighbour {address}"),
     }
 }

@@ -9,11 +9,10 @@ const UPLINK: u32 = 2;
 const VTEP: u32 = 3;
 
 fn ownership() -> Ownership {
-    let network = "10.5.0.0/16".parse().unwrap();
     Ownership {
-        network,
-        subnet_len: 24,
-        vtep: Some(VTEP),
+        networks: PerFamily::v4(("10.5.0.0/16".parse().unwrap(), 24)),
+        vteps: PerFamily::v4(VTEP),
+        ipip: None,
         uplink: UPLINK,
     }
 }
@@ -22,8 +21,16 @@ fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
 
-fn subnet(third: u8) -> Ipv4Net {
-    Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), 24).unwrap()
+fn net(address: [u8; 4], len: u8) -> IpNet {
+    IpNet::new(address.into(), len).unwrap().trunc()
+}
+
+fn subnet(third: u8) -> IpNet {
+    net([10, 5, third, 0], 24)
+}
+
+fn node(last: u8) -> IpAddr {
+    [192, 168, 100, last].into()
 }
 
 fn vxlan_route(third: u8) -> Route {
@@ -36,7 +43,7 @@ fn vxlan_route(third: u8) -> Route {
 }
 
 /// Any route: of flannel's two forms, or of another.
-fn route() -> impl Strategy<Value = (Ipv4Net, Route)> {
+fn route() -> impl Strategy<Value = (IpNet, Route)> {
     let any_route = (
         0u8..8,
         23u8..=25,
@@ -46,12 +53,9 @@ fn route() -> impl Strategy<Value = (Ipv4Net, Route)> {
         any::<bool>(),
     )
         .prop_map(|(third, len, gateway, device, onlink, boot)| {
-            let net = Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), len)
-                .unwrap()
-                .trunc();
-            let gateway = gateway.map(|last| Ipv4Addr::new(192, 168, 100, last));
+            let gateway = gateway.map(node);
             (
-                net,
+                net([10, 5, third, 0], len),
                 Route {
                     gateway,
                     device,
@@ -61,17 +65,14 @@ fn route() -> impl Strategy<Value = (Ipv4Net, Route)> {
             )
         });
     let outside = (0u8..8).prop_map(|third| {
-        let gateway = Some(Ipv4Addr::new(192, 168, 100, 1));
+        let gateway = Some(node(1));
         let route = Route {
             gateway,
             device: UPLINK,
             onlink: false,
             boot: true,
         };
-        (
-            Ipv4Net::new(Ipv4Addr::new(10, 6, third, 0), 24).unwrap(),
-            route,
-        )
+        (net([10, 6, third, 0], 24), route)
     });
     prop_oneof![
         any_route,
@@ -83,18 +84,18 @@ fn route() -> impl Strategy<Value = (Ipv4Net, Route)> {
 fn observed() -> impl Strategy<Value = Observed> {
     let neighbour = (0u8..8, 0u8..8, any::<bool>()).prop_map(|(third, value, permanent)| {
         (
-            subnet(third).network(),
+            (VTEP, subnet(third).network()),
             Entry {
                 value: mac(value),
                 permanent,
             },
         )
     });
-    let fdb = (0u8..8, 0u8..8, any::<bool>()).prop_map(|(last, node, permanent)| {
+    let fdb = (0u8..8, 0u8..8, any::<bool>()).prop_map(|(last, number, permanent)| {
         (
-            mac(last),
+            (VTEP, mac(last)),
             Entry {
-                value: Ipv4Addr::new(192, 168, 100, node),
+                value: node(number),
                 permanent,
             },
         )
@@ -116,10 +117,9 @@ fn desired() -> impl Strategy<Value = Desired> {
     prop::collection::btree_map(0u8..8, (any::<bool>(), 0u8..8), 0..8).prop_map(|peers| {
         let mut desired = Desired::default();
         for (third, (direct, last)) in peers {
-            let node = Ipv4Addr::new(192, 168, 100, third);
             if direct {
                 let route = Route {
-                    gateway: Some(node),
+                    gateway: Some(node(third)),
                     device: UPLINK,
                     onlink: false,
                     boot: true,
@@ -129,8 +129,8 @@ fn desired() -> impl Strategy<Value = Desired> {
                 desired.routes.insert(subnet(third), vxlan_route(third));
                 desired
                     .neighbours
-                    .insert(subnet(third).network(), mac(last));
-                desired.fdb.insert(mac(last), node);
+                    .insert((VTEP, subnet(third).network()), mac(last));
+                desired.fdb.insert((VTEP, mac(last)), node(third));
             }
         }
         desired
@@ -153,10 +153,10 @@ proptest! {
             prop_assert_eq!(after.routes.get(net), Some(route));
         }
         for (address, mac) in &desired.neighbours {
-            prop_assert_eq!(after.neighbours.get(address), Some(&Entry { value: *mac, permanent: true }));
+            prop_assert_eq!(after.neighbours.get(address), Some(&permanent(*mac)));
         }
         for (mac, node) in &desired.fdb {
-            prop_assert_eq!(after.fdb.get(mac), Some(&Entry { value: *node, permanent: true }));
+            prop_assert_eq!(after.fdb.get(mac), Some(&permanent(*node)));
         }
         // Nothing of flannel's own is left over.
         for (net, route) in &after.routes {
@@ -187,15 +187,34 @@ proptest! {
 
     #[test]
     fn a_route_comes_after_what_it_needs_and_goes_before_it(state in observed(), desired in desired()) {
-        let rank = |op: &Op| match op {
-            Op::SetNeighbour(..) => 0,
-            Op::SetFdb(..) => 1,
-            Op::SetRoute(..) => 2,
-            Op::RemoveRoute(..) => 3,
-            Op::RemoveFdb(..) => 4,
-            Op::RemoveNeighbour(..) => 5,
+        prop_assert!(peers(&desired, &state, &ownership()).is_sorted_by_key(Op::rank));
+    }
+
+    #[test]
+    fn some_objects_are_compared_as_all_are(state in observed(), desired in desired(), thirds: [bool; 8]) {
+        let ownership = ownership();
+        let all = peers(&desired, &state, &ownership);
+        let mut scope = Scope::default();
+        for (third, _) in (0u8..).zip(thirds).filter(|(_, wanted)| *wanted) {
+            scope.routes.insert(subnet(third));
+            scope.neighbours.insert((VTEP, subnet(third).network()));
+            scope.fdb.insert((VTEP, mac(third)));
+        }
+        let within = |op: &Op| match op {
+            Op::SetNeighbour(device, address, _) | Op::RemoveNeighbour(device, address) => {
+                scope.neighbours.contains(&(*device, *address))
+            }
+            Op::SetFdb(device, mac, _) | Op::RemoveFdb(device, mac, _) => {
+                scope.fdb.contains(&(*device, *mac))
+            }
+            Op::SetRoute(net, _) | Op::RemoveRoute(net, _) => scope.routes.contains(net),
         };
-        prop_assert!(peers(&desired, &state, &ownership()).is_sorted_by_key(rank));
+        let mut expected: Vec<Op> = all.into_iter().filter(within).collect();
+        let mut found = scoped(&desired, &state, &ownership, &scope);
+        let by_text = |op: &Op| format!("{op:?}");
+        expected.sort_by_key(by_text);
+        found.sort_by_key(by_text);
+        prop_assert_eq!(found, expected);
     }
 }
 
@@ -203,7 +222,7 @@ proptest! {
 fn only_routes_of_flannels_form_are_owned() {
     let owned = |net: &str, route| ownership().covers(&net.parse().unwrap(), &route);
     let direct = Route {
-        gateway: Some(Ipv4Addr::new(192, 168, 100, 2)),
+        gateway: Some(node(2)),
         device: UPLINK,
         onlink: false,
         boot: true,
@@ -213,7 +232,7 @@ fn only_routes_of_flannels_form_are_owned() {
     assert!(owned(
         "10.9.7.0/24",
         Route {
-            gateway: Some(Ipv4Addr::new(10, 9, 7, 0)),
+            gateway: Some([10, 9, 7, 0].into()),
             ..vxlan_route(7)
         }
     ));
@@ -262,27 +281,34 @@ fn only_routes_of_flannels_form_are_owned() {
     }
 }
 
-fn device() -> VxlanDevice {
-    VxlanDevice {
+fn device_at(port: u16) -> TunnelDevice {
+    TunnelDevice {
         name: "flannel.1".into(),
-        vni: 1,
         parent: UPLINK,
-        local: Ipv4Addr::new(192, 168, 100, 1),
-        port: 0,
-        gbp: false,
-        learning: false,
+        local: node(1),
         mtu: 1450,
-        mac: mac(1),
-        address: Some(Ipv4Addr::new(10, 5, 9, 0)),
+        network: net([10, 5, 0, 0], 16),
+        address: Some([10, 5, 9, 0].into()),
+        kind: TunnelKind::Vxlan(VxlanOptions {
+            vni: 1,
+            port,
+            gbp: false,
+            learning: false,
+            mac: mac(1),
+        }),
     }
 }
 
+fn device() -> TunnelDevice {
+    device_at(0)
+}
+
 /// A node whose device is as `device` wants it, changed by `change`.
-fn node(change: impl FnOnce(&mut Link, &mut VxlanAttributes, &mut Vec<Ipv4Net>)) -> Observed {
+fn with(change: impl FnOnce(&mut Link, &mut VxlanAttributes, &mut Vec<IpNet>)) -> Observed {
     let mut attributes = VxlanAttributes {
         vni: 1,
         parent: Some(UPLINK),
-        local: Some(Ipv4Addr::new(192, 168, 100, 1)),
+        local: Some(node(1)),
         port: 8472,
         ..VxlanAttributes::default()
     };
@@ -311,14 +337,14 @@ fn node(change: impl FnOnce(&mut Link, &mut VxlanAttributes, &mut Vec<Ipv4Net>))
 }
 
 fn ops(observed: &Observed) -> Vec<LinkOp> {
-    link(&device(), "10.5.0.0/16".parse().unwrap(), observed)
+    link(&device(), observed)
 }
 
 #[test]
 fn a_device_that_fits_is_kept_with_its_mac() {
-    assert_eq!(ops(&node(|_, _, _| {})), vec![]);
+    assert_eq!(ops(&with(|_, _, _| {})), vec![]);
     // Port 0 is the kernel's choice: whatever the device has is right.
-    assert_eq!(ops(&node(|_, vxlan, _| vxlan.port = 4789)), vec![]);
+    assert_eq!(ops(&with(|_, vxlan, _| vxlan.port = 4789)), vec![]);
 }
 
 #[test]
@@ -329,41 +355,41 @@ fn an_absent_device_is_created() {
 #[test]
 fn what_can_be_repaired_in_place_is() {
     assert_eq!(
-        ops(&node(|link, _, _| link.mtu = 1500)),
+        ops(&with(|link, _, _| link.mtu = 1500)),
         vec![LinkOp::SetMtu(VTEP, 1450)]
     );
     assert_eq!(
-        ops(&node(|link, _, _| link.up = false)),
+        ops(&with(|link, _, _| link.up = false)),
         vec![LinkOp::SetUp(VTEP)]
     );
     assert_eq!(
-        ops(&node(|_, vxlan, _| vxlan.learning = true)),
+        ops(&with(|_, vxlan, _| vxlan.learning = true)),
         vec![LinkOp::SetLearning(VTEP, false)]
     );
     let foreign = ["10.5.9.1/24", "10.5.7.0/32", "192.168.1.1/24"].map(|net| net.parse().unwrap());
     assert_eq!(
-        ops(&node(|_, _, addresses| *addresses = foreign.to_vec())),
+        ops(&with(|_, _, addresses| *addresses = foreign.to_vec())),
         vec![
             LinkOp::RemoveAddress(VTEP, foreign[0]),
             LinkOp::RemoveAddress(VTEP, foreign[1]),
-            LinkOp::AddAddress(VTEP, Ipv4Addr::new(10, 5, 9, 0)),
+            LinkOp::AddAddress(VTEP, [10, 5, 9, 0].into()),
         ]
     );
 }
 
 #[test]
 fn an_incompatible_device_is_made_anew() {
-    let incompatible: [fn(&mut Link, &mut VxlanAttributes, &mut Vec<Ipv4Net>); 7] = [
+    let incompatible: [fn(&mut Link, &mut VxlanAttributes, &mut Vec<IpNet>); 7] = [
         |_, vxlan, _| vxlan.vni = 2,
         |_, vxlan, _| vxlan.parent = None,
-        |_, vxlan, _| vxlan.local = Some(Ipv4Addr::new(192, 168, 100, 9)),
+        |_, vxlan, _| vxlan.local = Some(node(9)),
         |_, vxlan, _| vxlan.has_group = true,
         |_, vxlan, _| vxlan.l2miss = true,
         |_, vxlan, _| vxlan.gbp = true,
         |link, _, _| link.kind = LinkKind::Veth,
     ];
     for change in incompatible {
-        let ops = ops(&node(change));
+        let ops = ops(&with(change));
         assert!(
             matches!(
                 ops.as_slice(),
@@ -372,15 +398,7 @@ fn an_incompatible_device_is_made_anew() {
             "{ops:?}"
         );
     }
-    let with_port = VxlanDevice {
-        port: 4789,
-        ..device()
-    };
-    let ops = link(
-        &with_port,
-        "10.5.0.0/16".parse().unwrap(),
-        &node(|_, _, _| {}),
-    );
+    let ops = link(&device_at(4789), &with(|_, _, _| {}));
     assert!(
         matches!(ops.as_slice(), [LinkOp::Delete(..), LinkOp::Create(_)]),
         "{ops:?}"

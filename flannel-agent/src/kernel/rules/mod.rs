@@ -13,7 +13,9 @@ use std::{
 };
 
 pub use guard::{Guard, Strict, Tunnel};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+
+use crate::family::PerFamily;
 
 /// The comment on every masquerade rule.
 const MASQ: &str = "flanneld masq";
@@ -48,10 +50,10 @@ pub enum Error {
 /// The rules that should be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The flannel network.
-    pub network: Ipv4Net,
-    /// This node's subnet.
-    pub subnet: Ipv4Net,
+    /// The flannel networks.
+    pub networks: PerFamily<IpNet>,
+    /// This node's subnets.
+    pub subnets: PerFamily<IpNet>,
     /// Whether traffic that leaves the network is masqueraded.
     pub masquerade: bool,
     /// Whether masquerading chooses ports at random.
@@ -197,9 +199,9 @@ impl Rules {
         masquerade_jump: bool,
         forward_jump: bool,
     ) -> String {
-        let Self {
-            network, subnet, ..
-        } = self;
+        let (Some(network), Some(subnet)) = (self.networks.v4, self.subnets.v4) else {
+            return String::new();
+        };
         let random = if random_fully { " --random-fully" } else { "" };
         let mut script = String::new();
         let mut table = |name: &str,
@@ -263,9 +265,9 @@ impl Rules {
     /// The input of `nft -f`: the table is made anew in one transaction. The third return rule differs from iptables'
     /// as upstream's does.
     fn nft_script(&self) -> String {
-        let Self {
-            network, subnet, ..
-        } = self;
+        let (Some(network), Some(subnet)) = (self.networks.v4, self.subnets.v4) else {
+            return String::new();
+        };
         let random = if self.random_fully {
             " fully-random"
         } else {

@@ -2,8 +2,8 @@ use super::*;
 
 fn rules() -> Rules {
     Rules {
-        network: "10.5.0.0/16".parse().unwrap(),
-        subnet: "10.5.9.0/24".parse().unwrap(),
+        networks: PerFamily::v4("10.5.0.0/16".parse().unwrap()),
+        subnets: PerFamily::v4("10.5.9.0/24".parse().unwrap()),
         masquerade: true,
         random_fully: true,
         forward: true,

@@ -79,10 +79,19 @@ impl Etcd {
                 // Each retry means that another node made progress.
                 Ok(Outcome::Retry) => {}
                 Ok(Outcome::Exhausted) => {
-                    let config = &request.config;
+                    let pools: Vec<String> = request
+                        .config
+                        .pools
+                        .values()
+                        .map(|pool| {
+                            let (len, min, max) =
+                                (pool.subnet_len, pool.subnet_min, pool.subnet_max);
+                            format!("of length {len} from {min} to {max}")
+                        })
+                        .collect();
                     board.problem(PROBLEM, Some(format!(
-                        "no free subnet of length {} from {} to {}: delete leases of nodes that are gone, or enlarge Network",
-                        config.subnet_len, config.subnet_min, config.subnet_max,
+                        "no free subnet {}: delete leases of nodes that are gone, or enlarge Network",
+                        pools.join(" or "),
                     )));
                     sleep(WAIT).await;
                 }
@@ -113,6 +122,12 @@ impl SubnetManager for Etcd {
         loop {
             match self.store.get(&key).await {
                 Ok((_, Some(entry))) => match NetworkConfig::parse(entry.value()) {
+                    Ok(config) if config.pools.v4.is_none() => {
+                        board.problem(PROBLEM, Some(format!(
+                            "network config at {key}: EnableIPv4 = false: keys in etcd need an IPv4 subnet; enable it beside IPv6"
+                        )));
+                        sleep(WAIT).await;
+                    }
                     Ok(config) => {
                         board.problem(PROBLEM, None);
                         return config;
@@ -270,7 +285,7 @@ impl Keeper {
     /// Whether this node's key, as etcd has it now, still is this node's; acquires a lease again if not.
     async fn judge(&mut self, claim: Option<Claim>) -> Result<(), Error> {
         match claim {
-            Some(claim) if claim.node == Some(self.request.attributes.public_ip) => {
+            Some(claim) if claim.is_of(&self.request) => {
                 let published = self.request.attributes.to_json().into_bytes();
                 if claim.value != published || claim.lease != self.own.lease {
                     return self.reacquire().await;
@@ -279,7 +294,9 @@ impl Keeper {
             }
             Some(claim) => tracing::error!(
                 key = claim.key,
-                node = ?claim.node,
+                node = claim
+                    .attributes
+                    .map_or_else(String::new, |other| other.addresses.join()),
                 "another node wrote over this node's lease; acquiring one again"
             ),
             None => {
@@ -294,7 +311,7 @@ impl Keeper {
 
     /// Acquires a lease again, the same subnet if it can be had.
     async fn reacquire(&mut self) -> Result<(), Error> {
-        self.request.previous = Some(self.own.subnet);
+        self.request.previous = self.own.subnets;
         self.own = self.etcd.acquire_lease(&self.request, &self.board).await;
         self.renewal = self.etcd.renewal(&self.own);
         self.report(Event::Own(self.own.public())).await;
@@ -310,7 +327,7 @@ impl Keeper {
                 self.own.expires =
                     Some(Instant::now() + Duration::from_secs(granted.unsigned_abs()));
                 self.renewal = self.etcd.renewal(&self.own);
-                tracing::info!(subnet = %self.own.subnet, "lease renewed");
+                tracing::info!(subnet = self.own.subnets.join(), "lease renewed");
                 self.report(Event::Own(self.own.public())).await;
                 Ok(())
             }
@@ -343,9 +360,12 @@ fn understand(prefix: &str, entry: &KeyValue) -> (String, Entry) {
     let name = full.strip_prefix(prefix).unwrap_or(&full).to_owned();
     let lease = key::parse(&name)
         .map_err(|error| error.to_string())
-        .and_then(|subnet| {
+        .and_then(|subnets| {
             Attributes::parse(entry.value())
-                .map(|attributes| Lease { subnet, attributes })
+                .map(|attributes| Lease {
+                    subnets,
+                    attributes,
+                })
                 .map_err(|error| format!("key = {name}: {error}"))
         });
     (name, lease)

@@ -1,0 +1,94 @@
+//! Follows the interface between nodes: it may be gone, made anew, or have another address.
+
+use super::{Dirty, Reconciler};
+use crate::{
+    family::{Family, PerFamily},
+    iface::Candidates,
+};
+
+impl Reconciler {
+    /// Follows the uplink by name. Whether it is there with an address of each family.
+    pub(super) fn find_uplink(&mut self, dirty: &mut Dirty) -> bool {
+        let Some(link) = self.observed.link(&self.uplink.name) else {
+            let name = &self.uplink.name;
+            self.board.problem(
+                "uplink",
+                Some(format!("interface {name} is gone: waiting for it")),
+            );
+            return false;
+        };
+        let (index, mtu) = (link.index, link.mtu);
+        if index != self.uplink.index {
+            tracing::warn!(name = self.uplink.name, "the interface was made anew");
+            self.uplink.index = index;
+            *dirty = Dirty::all();
+        }
+        self.uplink.mtu = mtu;
+        let lost: Vec<Family> = self
+            .uplink
+            .addresses
+            .iter()
+            .filter(|(_, address)| !self.has(index, **address))
+            .map(|(family, _)| family)
+            .collect();
+        if !lost.is_empty() {
+            self.change_address(dirty);
+        }
+        let missing = lost
+            .into_iter()
+            .filter_map(|family| self.uplink.addresses.get(family))
+            .find(|address| !self.has(index, **address));
+        let problem = missing.map(|address| {
+            format!(
+                "{} has lost its address {address}: waiting for it, or for another",
+                self.uplink.name
+            )
+        });
+        self.board.problem("uplink", problem);
+        true
+    }
+
+    fn has(&self, index: u32, address: std::net::IpAddr) -> bool {
+        let addresses = self.observed.addresses.get(&index);
+        addresses.is_some_and(|list| list.iter().any(|net| net.addr() == address))
+    }
+
+    /// Chooses again among the addresses of the interface, by the same options, and publishes the choice. Without one
+    /// all stays as it is.
+    fn change_address(&mut self, dirty: &mut Dirty) {
+        let candidates = Candidates {
+            links: self
+                .observed
+                .link(&self.uplink.name)
+                .map(|link| (link.index, link.clone()))
+                .into_iter()
+                .collect(),
+            addresses: self.observed.addresses.clone(),
+            default_route: PerFamily {
+                v4: Some(self.uplink.index),
+                v6: Some(self.uplink.index),
+            },
+            reach: None,
+        };
+        let mut options = self.settings.iface.clone();
+        if options.can_reach.take().is_some() && options.iface.is_empty() {
+            options.iface.push(self.uplink.name.clone());
+        }
+        let Ok(chosen) = candidates.choose(&options) else {
+            return;
+        };
+        if chosen != self.uplink {
+            tracing::warn!(
+                name = chosen.name,
+                old = self.uplink.addresses.join(),
+                new = chosen.addresses.join(),
+                "the interface between nodes has another address; publishing it"
+            );
+            self.uplink = chosen;
+            let public = self.uplink.public.join();
+            self.board.update(|status| status.public_ip = Some(public));
+            self.publish_attributes();
+            *dirty = Dirty::all();
+        }
+    }
+}
