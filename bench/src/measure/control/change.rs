@@ -127,7 +127,7 @@ impl Missing {
             }
             Event::Neighbour(_, Neighbour::Fdb(mac, _), false) => self.fdb &= mac.0 != peer.mac(),
             Event::Route(net, route, false) => {
-                let gateway = Some(peer.address(backend));
+                let gateway = Some(peer.address(backend).into());
                 self.route &= !(net.addr() == subnet && route.gateway == gateway);
             }
             _ => {}

@@ -168,6 +168,7 @@ impl SubnetManager for Etcd {
         let renewal = self.renewal(&own);
         let mut keeper = Keeper {
             etcd: self,
+            published: request.attributes.to_json().into_bytes(),
             request,
             own,
             renewal,
@@ -194,6 +195,8 @@ struct Keeper {
     etcd: Etcd,
     request: Request,
     own: Own,
+    /// The value that this node has last put.
+    published: Vec<u8>,
     /// When the lease is due for renewal; never for a reservation.
     renewal: Option<Instant>,
     events: mpsc::Sender<Event>,
@@ -282,15 +285,28 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether this node's key, as etcd has it now, still is this node's; acquires a lease again if not.
+    /// Whether this node's key, as etcd has it now, still is this node's and says what it should; sees to it if not.
     async fn judge(&mut self, claim: Option<Claim>) -> Result<(), Error> {
         match claim {
-            Some(claim) if claim.is_of(&self.request) => {
-                let published = self.request.attributes.to_json().into_bytes();
-                if claim.value != published || claim.lease != self.own.lease {
-                    return self.reacquire().await;
+            Some(claim) if claim.value == self.published || claim.is_of(&self.request) => {
+                let wanted = self.request.attributes.to_json();
+                if claim.value == wanted.as_bytes() && claim.lease == self.own.lease {
+                    self.published = claim.value;
+                    return Ok(());
                 }
-                return Ok(());
+                // The lease that somebody has put the key on, or none, is respected; only the value is this node's.
+                let lease = claim.lease;
+                if lease == self.own.lease
+                    && self
+                        .etcd
+                        .store
+                        .replace(&claim.key, claim.revision, wanted.clone(), lease)
+                        .await?
+                {
+                    tracing::info!(value = wanted, "lease published anew");
+                    self.published = wanted.into_bytes();
+                    return Ok(());
+                }
             }
             Some(claim) => tracing::error!(
                 key = claim.key,
@@ -313,6 +329,7 @@ impl Keeper {
     async fn reacquire(&mut self) -> Result<(), Error> {
         self.request.previous = self.own.subnets;
         self.own = self.etcd.acquire_lease(&self.request, &self.board).await;
+        self.published = self.request.attributes.to_json().into_bytes();
         self.renewal = self.etcd.renewal(&self.own);
         self.report(Event::Own(self.own.public())).await;
         Ok(())
@@ -338,7 +355,10 @@ impl Keeper {
     /// Publishes new attributes under this node's key.
     async fn publish(&mut self, attributes: Attributes) -> Result<(), Error> {
         self.request.attributes = attributes;
-        self.reacquire().await
+        let prefix = self.etcd.store.subnets_prefix();
+        let (_, entry) = self.etcd.store.get(&self.own.key).await?;
+        let claim = entry.and_then(|entry| Claim::read(&prefix, &entry));
+        self.judge(claim).await
     }
 
     /// A receiver that is gone ends the loop in `run`.
