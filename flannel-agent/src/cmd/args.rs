@@ -11,7 +11,7 @@ use std::{
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
-use crate::fastpath;
+use crate::{fastpath, kernel::rules};
 
 /// Where the agent answers `status`.
 const STATUS_SOCKET: &str = "/run/flannel/agent.sock";
@@ -132,6 +132,9 @@ pub struct RunOptions {
     /// How often traffic rules are checked, in seconds
     #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
     pub iptables_resync: u64,
+    /// Which tool writes traffic rules; `auto` is what EnableNFTables in the network config says, if that works here
+    #[arg(long, value_enum, default_value = "auto")]
+    pub traffic_rules: rules::Choice,
     /// Kubernetes API server; for --kube-subnet-mgr only
     #[arg(long, default_value = "", hide = true)]
     pub kube_api_url: String,

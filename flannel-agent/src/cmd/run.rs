@@ -26,7 +26,7 @@ use crate::{
         events::Events,
         netlink::Netlink,
         objects::Observed,
-        rules::{Guard, Rules},
+        rules::{Guard, Mode, Rules},
     },
     lease::{
         Request, SubnetManager,
@@ -224,7 +224,10 @@ async fn agent(
         masquerade: switches.ip_masq,
         random_fully: !switches.ip_masq_fully_random_disable,
         forward: switches.iptables_forward_rules,
-        nftables: config.enable_nftables.unwrap_or(false),
+        mode: Mode {
+            enable_nftables: config.enable_nftables.unwrap_or(false),
+            choice: options.traffic_rules,
+        },
         guard: Guard::default(),
     };
     let rules = Keeper::start(

@@ -1,4 +1,5 @@
-//! Keeps the traffic rules: writes them at the start, then looks at them at an interval.
+//! Keeps the traffic rules: writes them at the start, then looks at them at an interval, and with nftables at once when
+//! somebody changes them.
 //!
 //! A task of its own, because the tools take milliseconds to seconds on nodes with many rules, which nothing else
 //! should wait for.
@@ -9,12 +10,14 @@ use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use crate::{
     board::Board,
-    kernel::rules::{self, Listing, Rules},
+    kernel::rules::{self, Listing, Rules, Tool, events::Events},
     status::Object,
 };
 
 /// Pause before rules that could not be written are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Pause between an event and the look at what has changed, so that a script of somebody else's is through.
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// What has become of the rules.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,14 +71,27 @@ impl Keeper {
     }
 }
 
+/// What was written last, and how.
+struct Written {
+    rules: Rules,
+    tool: Tool,
+    listing: Listing,
+}
+
 async fn keep(
     mut wanted: watch::Receiver<Rules>,
     resync: Duration,
     board: Board,
     state: watch::Sender<State>,
 ) {
-    let mut written: Option<(Rules, Listing)> = None;
-    let mut others_removed = false;
+    if wanted.borrow().is_empty() {
+        // What former runs have left is not wanted either.
+        remove(|| [rules::remove_nftables(false), rules::remove_iptables(false)].concat()).await;
+    }
+    let mut written: Option<Written> = None;
+    // The tool that is alone on this node.
+    let mut alone: Option<Tool> = None;
+    let mut events: Option<Events> = None;
     loop {
         let rules = wanted.borrow_and_update().clone();
         let before = written.take();
@@ -85,82 +101,99 @@ async fn keep(
                 Err(_) => return,
             }
         }
-        let job = {
-            let rules = rules.clone();
-            move || check_or_write(&rules, before)
+        let names = rules.names();
+        let object = |tool: &str, state: &str, detail| Object {
+            kind: "rules".into(),
+            name: format!("{tool} {names}"),
+            state: state.into(),
+            detail,
         };
-        let result = match spawn_blocking(job).await {
+        let result = match spawn_blocking(move || check_or_write(rules, before)).await {
             Ok(result) => result,
             Err(_) => return, // the runtime is shutting down
         };
-        let tool = if rules.nftables {
-            "nftables"
-        } else {
-            "iptables"
-        };
-        let object = |ok: bool, detail| Object {
-            kind: "rules".into(),
-            name: format!("{tool} {}", rules.names()),
-            state: if ok { "ok" } else { "missing" }.into(),
-            detail,
-        };
         let pause = match result {
-            Ok(listing) => {
+            Ok(now) => {
+                let tool = now.tool;
                 board.problem("rules", None);
                 state.send_replace(State {
                     installed: true,
-                    marked: rules.guard.mark,
-                    objects: vec![object(true, None)],
+                    marked: now.rules.guard.mark,
+                    objects: vec![object(tool.name(), "ok", None)],
                 });
-                written = Some((rules.clone(), listing));
-                if !others_removed {
-                    others_removed = true;
-                    remove_others(rules.nftables).await;
+                written = Some(now);
+                if alone != Some(tool) {
+                    alone = Some(tool);
+                    tracing::info!(program = tool.program(), "traffic rules written");
+                    remove(move || rules::remove_others(&tool)).await;
+                    events = listen(tool);
                 }
                 resync
             }
             Err(error) => {
+                let tool = alone.map_or("no tool for", |tool| tool.name());
                 board.problem("rules", Some(error.to_string()));
                 state.send_modify(|state| {
                     state.marked = None;
-                    state.objects = vec![object(false, Some(error.to_string()))];
+                    state.objects = vec![object(tool, "missing", Some(error.to_string()))];
                 });
                 RETRY
             }
         };
         tokio::select! {
             () = sleep(pause) => {}
+            () = heard(events.as_ref()) => sleep(DEBOUNCE).await,
             changed = wanted.changed() => if changed.is_err() { return },
         }
     }
 }
 
 /// Looks whether the rules are as they were written; writes them if not.
-fn check_or_write(
-    rules: &Rules,
-    written: Option<(Rules, Listing)>,
-) -> Result<Listing, rules::Error> {
-    if let Some((of, listing)) = written
-        && of == *rules
-    {
-        if rules.list().is_ok_and(|present| present == listing) {
-            return Ok(listing);
+fn check_or_write(rules: Rules, written: Option<Written>) -> Result<Written, rules::Error> {
+    let tool = match written {
+        Some(written) if written.rules == rules => {
+            let present = rules.list(&written.tool);
+            if present.is_ok_and(|present| present == written.listing) {
+                return Ok(written);
+            }
+            tracing::warn!("traffic rules were changed or removed; writing them again");
+            written.tool
         }
-        tracing::warn!("traffic rules were changed or removed; writing them again");
-    }
-    rules.install()
+        // Another mode may want another tool.
+        Some(written) if written.rules.mode == rules.mode => written.tool,
+        _ => rules.choose_tool()?,
+    };
+    let listing = rules.install(&tool)?;
+    Ok(Written {
+        rules,
+        tool,
+        listing,
+    })
 }
 
-/// Removes what a run with the other tool left behind, now that these rules are in place.
-async fn remove_others(nftables: bool) {
-    let removed = spawn_blocking(move || {
-        if nftables {
-            rules::remove_iptables(false)
-        } else {
-            rules::remove_nftables(false)
-        }
-    });
-    for name in removed.await.unwrap_or_default() {
-        tracing::info!(name, "removed: rules are written with the other tool now");
+/// Listens for changes of what `tool` writes, where that can be heard.
+fn listen(tool: Tool) -> Option<Events> {
+    if tool != Tool::Nftables {
+        return None;
+    }
+    Events::open()
+        .inspect_err(|error| tracing::warn!("changes of nftables are not heard: {error}"))
+        .ok()
+}
+
+async fn heard(events: Option<&Events>) {
+    match events {
+        Some(events) => events.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Removes what nobody wants, now that the rules that are wanted are in place.
+async fn remove(work: impl FnOnce() -> Vec<String> + Send + 'static) {
+    for name in spawn_blocking(work).await.unwrap_or_default() {
+        tracing::info!(
+            name,
+            "removed: left by another run or written with another tool"
+        );
     }
 }

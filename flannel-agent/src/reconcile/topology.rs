@@ -123,35 +123,31 @@ impl Reconciler {
     pub fn guard(&mut self) -> Guard {
         Guard {
             mark: self.fast_path.mark(),
-            strict: self.settings.strict.then(|| self.strict()).flatten(),
+            strict: self.settings.strict.then(|| self.strict()),
         }
     }
 
     /// What strict source checks compare with.
-    fn strict(&self) -> Option<Strict> {
-        let tunnel = self.tunnel_links().v4.and_then(vtep).map(|vtep| Tunnel {
-            device: vtep.device.name,
-            uplink: self.uplink.name.clone(),
-            port: vtep.port,
-            vni: vtep.vni,
-            nodes: self
-                .peers()
-                .filter_map(|(_, lease)| match lease.attributes.addresses.v4? {
-                    IpAddr::V4(address) => Some(address),
-                    IpAddr::V6(_) => None,
-                })
-                .collect(),
+    fn strict(&self) -> Strict {
+        let tunnels = self.tunnel_links().filter_map(|family, link| {
+            let vtep = vtep(link)?;
+            Some(Tunnel {
+                device: vtep.device.name,
+                uplink: self.uplink.name.clone(),
+                port: vtep.port,
+                vni: vtep.vni,
+                nodes: self
+                    .peers()
+                    .filter_map(|(_, lease)| lease.attributes.addresses.get(family).copied())
+                    .collect(),
+            })
         });
-        let v4 = |net: Option<IpNet>| match net? {
-            IpNet::V4(net) => Some(net),
-            IpNet::V6(_) => None,
-        };
-        Some(Strict {
-            network: v4(self.settings.config.networks().v4)?,
-            subnet: v4(self.own.subnets.v4)?,
+        Strict {
+            networks: self.settings.config.networks(),
+            subnets: self.own.subnets,
             bridge: self.bridge().map(|link| link.name.clone()),
-            tunnel,
-        })
+            tunnels,
+        }
     }
 }
 

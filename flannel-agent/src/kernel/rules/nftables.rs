@@ -1,0 +1,122 @@
+//! Rules as nftables tables: `ip flannel-ipv4` and `ip6 flannel-ipv6`, both always there as upstream's are, and the
+//! fast path's own.
+
+use std::fmt::Write as _;
+
+use super::{Error, Rules, guard, multicast, process::run};
+use crate::family::Family;
+
+/// Writes all tables in one transaction.
+pub fn install(rules: &Rules) -> Result<(), Error> {
+    let script = rules.nft_script() + &rules.guard.nft_script();
+    run(&["nft", "-f", "-"], &script).map(drop)
+}
+
+/// Lists all tables.
+pub fn list(rules: &Rules) -> Result<String, Error> {
+    let mut listing = String::new();
+    for (family, name) in Family::ALL.map(table) {
+        listing += &run(&["nft", "list", "table", family, name], "")?;
+    }
+    if !rules.guard.is_empty() {
+        // Without counters, which every packet changes.
+        let table = ["nft", "--stateless", "list", "table", "inet", guard::TABLE];
+        listing += &run(&table, "")?;
+    }
+    Ok(listing)
+}
+
+/// Why nothing can be written with nftables here, if so.
+pub fn objection() -> Option<Error> {
+    run(&["nft", "list", "tables"], "").err()
+}
+
+/// Removes flannel's nftables tables, if there are any; returns what was removed. With `dry_run` only looks.
+pub fn remove(dry_run: bool) -> Vec<String> {
+    // One look, which costs nothing where there are no tables.
+    let Ok(present) = run(&["nft", "list", "tables"], "") else {
+        return Vec::new();
+    };
+    let [v4, v6] = Family::ALL.map(table);
+    [v4, v6, ("inet", guard::TABLE)]
+        .into_iter()
+        .filter(|(family, name)| {
+            let line = format!("table {family} {name}");
+            present.lines().any(|present| present == line)
+        })
+        .filter(|(family, name)| {
+            dry_run || run(&["nft", "delete", "table", family, name], "").is_ok()
+        })
+        .map(|(family, name)| format!("nftables table {family} {name}"))
+        .collect()
+}
+
+/// nftables' family and the name of a family's table.
+const fn table(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::V4 => ("ip", "flannel-ipv4"),
+        Family::V6 => ("ip6", "flannel-ipv6"),
+    }
+}
+
+impl Rules {
+    /// The input of `nft -f` without the fast path's rules: each table is made anew.
+    pub(super) fn nft_script(&self) -> String {
+        Family::ALL
+            .into_iter()
+            .map(|family| self.nft_table(family))
+            .collect()
+    }
+
+    fn nft_table(&self, family: Family) -> String {
+        let (ip, name) = table(family);
+        let mut script = format!(
+            "add table {ip} {name}\ndelete table {ip} {name}\nadd table {ip} {name} {{ comment \"rules for {name}\"; }}\n"
+        );
+        let Some((network, subnet)) = self.prefixes(family) else {
+            return script;
+        };
+        if self.masquerade {
+            let masquerade = if self.random_fully {
+                "masquerade fully-random"
+            } else {
+                "masquerade"
+            };
+            // Upstream's two modes differ in two conditions, and so in what becomes of traffic from outside to other
+            // nodes' pods. What the network config asks for holds, whatever the tool.
+            let (marked, straight) = if self.mode.enable_nftables {
+                (
+                    "meta mark 0x4000",
+                    format!("{ip} saddr != {subnet} {ip} daddr {network}"),
+                )
+            } else {
+                (
+                    "meta mark and 0x4000 == 0x4000",
+                    format!("{ip} saddr != {network} {ip} daddr {subnet}"),
+                )
+            };
+            let multicast = multicast(family);
+            let _ = write!(
+                script,
+                "add chain {ip} {name} postrtg {{ comment \"chain to manage traffic masquerading by flannel\"; type nat hook postrouting priority srcnat; }}
+add rule {ip} {name} postrtg {marked} return
+add rule {ip} {name} postrtg {ip} saddr {subnet} {ip} daddr {network} return
+add rule {ip} {name} postrtg {ip} saddr {network} {ip} daddr {subnet} return
+add rule {ip} {name} postrtg {straight} return
+add rule {ip} {name} postrtg {ip} saddr {network} {ip} daddr != {multicast} {masquerade}
+add rule {ip} {name} postrtg {ip} saddr != {network} {ip} daddr {network} {masquerade}
+"
+            );
+        }
+        if self.forward {
+            let _ = write!(
+                script,
+                "add chain {ip} {name} forward {{ comment \"chain to accept flannel traffic\"; type filter hook forward priority filter; }}
+add rule {ip} {name} forward {ip} saddr {network} accept
+add rule {ip} {name} forward {ip} daddr {network} accept
+"
+            );
+        }
+        script
+    }
+}
