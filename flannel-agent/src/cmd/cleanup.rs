@@ -6,13 +6,14 @@
 use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 
 use super::{args::CleanupOptions, run::liberal_state};
 use crate::{
-    family::Family,
+    family::{Family, PerFamily},
     fastpath,
     kernel::{
-        apply, conntrack,
+        apply, blackhole, conntrack,
         diff::{LinkOp, Op, Ownership},
         netlink::Netlink,
         objects::{Link, LinkKind, Observed},
@@ -49,6 +50,9 @@ pub fn run(options: &CleanupOptions) -> anyhow::Result<()> {
         say(&pin);
     }
     let previous = subnet_file::previous(&options.subnet_file);
+    for what in remove_blackholes(&mut netlink, &previous, options.dry_run)? {
+        say(&what);
+    }
     for what in remove_routes(&mut netlink, previous, options.dry_run)? {
         say(&what);
     }
@@ -132,6 +136,28 @@ fn remove_routes(
         }
     }
     Ok(names)
+}
+
+/// Blackhole routes of the node's subnet.
+fn remove_blackholes(
+    netlink: &mut Netlink,
+    previous: &Previous,
+    dry_run: bool,
+) -> anyhow::Result<Vec<String>> {
+    let own: Vec<IpNet> = previous.subnets.values().copied().collect();
+    let ops = blackhole::diff(&PerFamily::default(), &own, &blackhole::read(netlink)?);
+    if !dry_run {
+        for (result, op) in blackhole::apply(netlink, &ops)?.into_iter().zip(&ops) {
+            result.with_context(|| op.to_string())?;
+        }
+    }
+    Ok(ops
+        .iter()
+        .filter_map(|op| match op {
+            blackhole::Op::Remove(route) => Some(format!("blackhole route {}", route.destination)),
+            blackhole::Op::Add(_) => None,
+        })
+        .collect())
 }
 
 /// What the names of VXLAN devices begin with, before the network identifier.

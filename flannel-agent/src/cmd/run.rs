@@ -100,11 +100,6 @@ fn check(options: &RunOptions) -> anyhow::Result<()> {
             "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
         );
     }
-    if switches.ip_blackhole_route {
-        tracing::warn!(
-            "--ip-blackhole-route has no effect: blackhole routes are not supported yet"
-        );
-    }
     if switches.use_multi_cluster_cidr.is_some() {
         tracing::warn!("--use-multi-cluster-cidr was removed from flanneld and has no effect");
     }
@@ -210,10 +205,11 @@ async fn agent(
 
     let macs = make_devices(&mut netlink, &config, &interface)?;
     let attributes = backend::attributes(&config, &interface, &macs);
+    let former = subnet_file::previous(&options.subnet_file).subnets;
     let request = Request {
         config: config.clone(),
         attributes: attributes.clone(),
-        previous: subnet_file::previous(&options.subnet_file).subnets,
+        previous: former,
     };
     let own = while_answering(&mut calls, manager.acquire(request, &board)).await;
 
@@ -240,6 +236,8 @@ async fn agent(
         iface: wanted,
         subnet_file: options.subnet_file.clone(),
         ip_masq: switches.ip_masq,
+        blackhole: switches.ip_blackhole_route,
+        former,
         fast_path: fastpath::Mode::from(options.fast_path) != fastpath::Mode::Off,
         heartbeat: options.fast_path_heartbeat,
         strict: options.anti_spoof == AntiSpoof::Strict,

@@ -4,6 +4,7 @@
 //! `iptables-restore` or `nft` for rules; nothing calls `ip`.
 
 pub mod apply;
+pub mod blackhole;
 pub mod conntrack;
 pub mod decode;
 pub mod diff;

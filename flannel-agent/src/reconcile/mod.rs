@@ -4,6 +4,7 @@
 //! [`Reconciler`] reads that again, compares and repairs. So a lost, repeated or late event is harmless, and the
 //! agent's own changes end the loop instead of feeding it: an event that says what is already known is not news.
 
+mod blackhole;
 pub mod device;
 mod dirty;
 mod pass;

@@ -43,6 +43,10 @@ pub struct Settings {
     pub fast_path: bool,
     /// How long the fast path goes on without a sign of life.
     pub heartbeat: Duration,
+    /// `--ip-blackhole-route`.
+    pub blackhole: bool,
+    /// The subnets that a former run had.
+    pub former: PerFamily<IpNet>,
     /// Whether packets with a source that is not their sender's are dropped.
     pub strict: bool,
     /// Whether events from inside pods' namespaces are heard.
@@ -274,6 +278,7 @@ impl Reconciler {
                 (peers, concerned) = self.repair_changed()?;
             }
         }
+        peers &= self.keep_blackholes(&dirty)?;
         if dirty.pods {
             self.scan_pods()?;
         }
