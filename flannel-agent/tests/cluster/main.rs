@@ -36,6 +36,7 @@ mod policies;
 mod repair;
 mod restart;
 mod routes;
+mod rule_tools;
 mod rules;
 mod scenarios;
 mod service_pair;

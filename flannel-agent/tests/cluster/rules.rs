@@ -1,4 +1,4 @@
-//! Masquerade and forward rules, as the tools list them on a node.
+//! The agent's rules on a node, as the tools list them, and its blackhole routes.
 
 use std::time::Duration;
 
@@ -64,11 +64,116 @@ pub(crate) fn as_upstream(setting: Setting) -> Outcome {
         cluster.etcd().put_config(&with_nftables)?;
         node.agent().restart()?;
         rules_become(node, &none, &nftables)?;
+        let ipv6 = shell(node, "nft list table ip6 flannel-ipv6")?;
+        ensure!(
+            ipv6 == "table ip6 flannel-ipv6 {\n\tcomment \"rules for flannel-ipv6\"\n}\n",
+            "{ipv6}"
+        );
         udp_arrives(&node.pods()[0], &other.pods()[0], 200, 64)?;
 
         cluster.etcd().put_config(&setting.network())?;
         node.agent().restart()?;
         rules_become(node, &iptables, &none)
+    })
+}
+
+/// What somebody deletes is back: with iptables after the interval, with nftables at once.
+pub(crate) fn deleted_rules(setting: Setting) -> Outcome {
+    /// Longer than the test waits.
+    const RESYNC: &str = "--iptables-resync=600";
+    for nftables in [false, true] {
+        let mut agent = setting.agent();
+        if nftables {
+            agent.arguments.push("--traffic-rules=nftables".into());
+            agent.arguments.push(RESYNC.into());
+        } else {
+            agent.arguments.push("--iptables-resync=1".into());
+        }
+        let config = setting.cluster(vec![lab::NodeConfig::agent(&agent)]);
+        with_cluster(config, |cluster| {
+            let node = cluster.node(1);
+            let rules = || {
+                if nftables {
+                    nftables_rules(node)
+                } else {
+                    iptables_rules(node)
+                }
+            };
+            let before = rules()?;
+            let deletions = if nftables {
+                [
+                    "nft flush chain ip flannel-ipv4 postrtg",
+                    "nft delete table ip flannel-ipv4",
+                    "nft add rule ip flannel-ipv4 forward counter drop",
+                    "nft flush ruleset",
+                ]
+            } else {
+                [
+                    "iptables -t nat -D FLANNEL-POSTRTG 2",
+                    "iptables -t nat -F POSTROUTING",
+                    "iptables -I FLANNEL-FWD -j DROP",
+                    "iptables -F",
+                ]
+            };
+            for deletion in deletions {
+                shell(node, deletion)?;
+                eventually(deletion, PROMPT, || {
+                    let now = rules()?;
+                    Ok((now == before).then_some(()).ok_or(now))
+                })?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A blackhole route is there from the start, hides no pod whether the bridge comes before it or after, takes what no
+/// pod has, and goes with the option and with the subnet; upstream's, which hides pods, is replaced.
+pub(crate) fn blackhole(setting: Setting) -> Outcome {
+    let mut with_option = setting.agent();
+    with_option
+        .arguments
+        .push("--ip-blackhole-route".to_owned());
+    let nodes = vec![lab::NodeConfig::agent(&with_option), setting.node()];
+    let config = lab::ClusterConfig {
+        pods: 0,
+        ..setting.cluster(nodes)
+    };
+    with_cluster(config, |cluster| {
+        let (node, other) = (cluster.node(1), cluster.node(2));
+        let subnet = node.subnet_env()?.subnet.to_string();
+        let ours = format!("blackhole {subnet} metric 4294967295");
+        let become_these = |wanted: &[&str]| {
+            eventually("blackhole routes", PROMPT, || {
+                let text = shell(node, "ip route show type blackhole")?;
+                let lines: Vec<_> = text.lines().map(str::trim).collect();
+                Ok((lines == wanted).then_some(()).ok_or(text))
+            })
+        };
+        become_these(&[&ours])?;
+        // The bridge comes after the route.
+        let (source, target) = (other.add_pod()?, node.add_pod()?);
+        udp_arrives(&source, &target, 200, 64)?;
+        // The route comes after the bridge, beside upstream's and that of a former subnet, and somebody else's stays.
+        node.agent().stop()?;
+        let foreign = "blackhole 10.5.0.0/24";
+        shell(
+            node,
+            &format!(
+                "ip route del {ours}; ip route append blackhole {subnet}; ip route add {foreign}; ip route add blackhole 10.77.3.0/24 metric 4294967295"
+            ),
+        )?;
+        node.agent().start()?;
+        node.agent().wait_ready()?;
+        become_these(&[foreign, &ours])?;
+        udp_arrives(&source, &target, 200, 64)?;
+        shell(node, &format!("ip route del {ours}"))?;
+        become_these(&[foreign, &ours])?;
+        node.agent()
+            .configure(|agent| agent.arguments.retain(|one| !one.contains("blackhole")));
+        node.agent().restart()?;
+        become_these(&[foreign])
     })
 }
 

@@ -6,8 +6,8 @@ use crate::support::{Outcome, Setting};
 use crate::{
     away, bypass, cleanup, comparison, config, declined, differential, escape, fallback, floods,
     flow, flows, headers, ipvs, kernels, life, marks, matrix, mixed, mtu, nodes, offloads, order,
-    permission, policies, repair, restart, routes, rules, scenarios, services, spoofing, tiers,
-    window, wire, xdp,
+    permission, policies, repair, restart, routes, rule_tools, rules, scenarios, services,
+    spoofing, tiers, window, wire, xdp,
 };
 
 /// A test of one backend on one path.
@@ -66,6 +66,24 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
         spoofing::rules_drop_what_has_a_false_source,
     ),
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    (
+        "each_way_of_writing_rules_is_alone",
+        rule_tools::each_way_is_alone,
+    ),
+    (
+        "a_chain_of_others_interest_is_emptied",
+        rule_tools::a_chain_of_others_interest_is_emptied,
+    ),
+    (
+        "the_variant_of_iptables_is_that_of_others_rules",
+        rule_tools::the_variant_is_that_of_others_rules,
+    ),
+    (
+        "sources_are_upstreams_without_a_gap",
+        rule_tools::sources_are_upstreams_without_a_gap,
+    ),
+    ("a_rule_that_somebody_deletes_is_back", rules::deleted_rules),
+    ("a_blackhole_route_hides_no_pod_and_goes", rules::blackhole),
     (
         "readme_has_the_table_that_is_asserted",
         scenarios::readme_has_the_table,

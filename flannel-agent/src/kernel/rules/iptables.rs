@@ -245,11 +245,18 @@ pub fn list(rules: &Rules, variant: &Variant) -> Result<String, Error> {
     let mut listing = String::new();
     for family in Family::ALL {
         let chains = rules.iptables_chains(family, false);
-        for (chain, _) in chains.iter().filter(|(_, lines)| !lines.is_empty()) {
-            for jump in variant.jumps(family, chain)? {
-                let _ = writeln!(listing, "{jump}");
+        for (chain, lines) in chains.iter().filter(|(_, lines)| !lines.is_empty()) {
+            let jumps = variant.jumps(family, chain)?;
+            let listed = variant.run(family, &["-t", chain.table, "-S", chain.name])?;
+            let present = listed.lines().filter(|line| line.starts_with("-A"));
+            // What is compared with later must not be what somebody has made of the rules in between.
+            if jumps.len() != 1 || present.count() != lines.len() {
+                let program = variant.program(family);
+                return Err(Error::Changed {
+                    what: format!("{program} {} chain {}", chain.table, chain.name),
+                });
             }
-            listing += &variant.run(family, &["-t", chain.table, "-S", chain.name])?;
+            listing += &format!("{}\n{listed}", jumps.concat());
         }
     }
     Ok(listing)

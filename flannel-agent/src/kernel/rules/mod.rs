@@ -41,6 +41,12 @@ pub enum Error {
         /// The tool's first line on standard error.
         message: String,
     },
+    /// Others have been at the rules while they were written.
+    #[error("{what} was changed while it was written; trying again")]
+    Changed {
+        /// The chain or the tables.
+        what: String,
+    },
     /// No tool works.
     #[error(
         "no tool writes traffic rules here: {nftables}; {iptables}; install nftables or iptables (and ip6tables for IPv6)"
@@ -120,7 +126,8 @@ impl Rules {
     /// Lists what is there.
     ///
     /// # Errors
-    /// When the tool is absent or fails, which it does if a chain is missing.
+    /// When the tool is absent or fails, which it does if a chain is missing; or when there are more or fewer rules
+    /// than there should be.
     pub fn list(&self, tool: &Tool) -> Result<Listing, Error> {
         match tool {
             Tool::Nftables => nftables::list(self),

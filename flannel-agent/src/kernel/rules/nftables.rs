@@ -8,8 +8,7 @@ use crate::family::Family;
 
 /// Writes all tables in one transaction.
 pub fn install(rules: &Rules) -> Result<(), Error> {
-    let script = rules.nft_script() + &rules.guard.nft_script();
-    run(&["nft", "-f", "-"], &script).map(drop)
+    run(&["nft", "-f", "-"], &script(rules)).map(drop)
 }
 
 /// Lists all tables.
@@ -23,7 +22,31 @@ pub fn list(rules: &Rules) -> Result<String, Error> {
         let table = ["nft", "--stateless", "list", "table", "inet", guard::TABLE];
         listing += &run(&table, "")?;
     }
+    let wanted = script(rules)
+        .lines()
+        .filter(|line| line.starts_with("add rule "))
+        .count();
+    // What is compared with later must not be what somebody has made of the rules in between.
+    if listing.lines().filter(|line| is_rule(line)).count() != wanted {
+        return Err(Error::Changed {
+            what: "a table of nftables".into(),
+        });
+    }
     Ok(listing)
+}
+
+/// The input of `nft -f`.
+fn script(rules: &Rules) -> String {
+    rules.nft_script() + &rules.guard.nft_script()
+}
+
+/// Whether a line that `nft list table` prints is a rule: everything inside a chain but its head.
+fn is_rule(line: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty()
+        && !["table ", "comment ", "chain ", "type ", "}"]
+            .iter()
+            .any(|head| line.starts_with(head))
 }
 
 /// Why nothing can be written with nftables here, if so.
