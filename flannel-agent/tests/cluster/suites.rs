@@ -79,6 +79,10 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
         rule_tools::the_variant_is_that_of_others_rules,
     ),
     (
+        "strict_checks_drop_false_sources_of_both_families",
+        rule_tools::strict_checks_drop_false_sources,
+    ),
+    (
         "sources_are_upstreams_without_a_gap",
         rule_tools::sources_are_upstreams_without_a_gap,
     ),
