@@ -5,6 +5,7 @@
 //! of its own, so any number of them run side by side.
 
 mod away;
+mod blackholes;
 mod bypass;
 mod cleanup;
 mod comparison;
@@ -36,6 +37,7 @@ mod policies;
 mod repair;
 mod restart;
 mod routes;
+mod rule_sources;
 mod rule_tools;
 mod rules;
 mod scenarios;

@@ -1,4 +1,4 @@
-//! The agent's rules on a node, as the tools list them, and its blackhole routes.
+//! The agent's rules on a node, as the tools list them.
 
 use std::time::Duration;
 
@@ -128,52 +128,75 @@ pub(crate) fn deleted_rules(setting: Setting) -> Outcome {
     Ok(())
 }
 
-/// A blackhole route is there from the start, hides no pod whether the bridge comes before it or after, takes what no
-/// pod has, and goes with the option and with the subnet; upstream's, which hides pods, is replaced.
-pub(crate) fn blackhole(setting: Setting) -> Outcome {
-    let mut with_option = setting.agent();
-    with_option
-        .arguments
-        .push("--ip-blackhole-route".to_owned());
-    let nodes = vec![lab::NodeConfig::agent(&with_option), setting.node()];
-    let config = lab::ClusterConfig {
-        pods: 0,
-        ..setting.cluster(nodes)
-    };
-    with_cluster(config, |cluster| {
-        let (node, other) = (cluster.node(1), cluster.node(2));
+/// Where the tool that the network config asks for is not installed, the other one writes what is asked for; without any,
+/// the status says so, and the node is not ready.
+pub(crate) fn missing_tool(setting: Setting) -> Outcome {
+    with_cluster(setting.cluster(vec![setting.node()]), |cluster| {
+        let node = cluster.node(1);
         let subnet = node.subnet_env()?.subnet.to_string();
-        let ours = format!("blackhole {subnet} metric 4294967295");
-        let become_these = |wanted: &[&str]| {
-            eventually("blackhole routes", PROMPT, || {
-                let text = shell(node, "ip route show type blackhole")?;
-                let lines: Vec<_> = text.lines().map(str::trim).collect();
-                Ok((lines == wanted).then_some(()).ok_or(text))
-            })
+        let programs = node.directory().join("programs");
+        std::fs::create_dir(&programs)?;
+        node.agent().configure(|agent| {
+            let path = programs.display().to_string();
+            agent.environment.push(("PATH".to_owned(), path));
+        });
+        let install = |names: &[&str]| -> Outcome {
+            shell(node, &format!("rm -f {}/*", programs.display()))?;
+            for name in names {
+                shell(
+                    node,
+                    &format!("ln -s $(command -v {name}) {}/", programs.display()),
+                )?;
+            }
+            Ok(())
         };
-        become_these(&[&ours])?;
-        // The bridge comes after the route.
-        let (source, target) = (other.add_pod()?, node.add_pod()?);
-        udp_arrives(&source, &target, 200, 64)?;
-        // The route comes after the bridge, beside upstream's and that of a former subnet, and somebody else's stays.
+
         node.agent().stop()?;
-        let foreign = "blackhole 10.5.0.0/24";
-        shell(
-            node,
-            &format!(
-                "ip route del {ours}; ip route append blackhole {subnet}; ip route add {foreign}; ip route add blackhole 10.77.3.0/24 metric 4294967295"
-            ),
-        )?;
+        shell(node, "iptables -t nat -F; iptables -F")?;
+        install(&[])?;
         node.agent().start()?;
+        eventually("a problem with the rules", PROMPT, || {
+            // It does not answer before it has begun.
+            let Ok(status) = node.agent().status() else {
+                return Ok(Err("no status".to_owned()));
+            };
+            let told = status.problems.iter().any(|problem| {
+                format!("{problem:?}").contains("no tool writes traffic rules here")
+            });
+            Ok((told && !status.ready)
+                .then_some(())
+                .ok_or_else(|| format!("{:?}", status.problems)))
+        })?;
+        // It comes while the agent runs.
+        install(&["nft"])?;
+        // What the config asks for is upstream's iptables mode.
+        let wanted = NFTABLES
+            .replace(
+                "meta mark 0x00004000",
+                "meta mark & 0x00004000 == 0x00004000",
+            )
+            .replace(
+                "ip saddr != SUBNET ip daddr 10.5.0.0/16",
+                "ip saddr != 10.5.0.0/16 ip daddr SUBNET",
+            )
+            .replace("SUBNET", &subnet);
+        eventually("rules by nft", PROMPT, || {
+            let now = nftables_rules(node)?;
+            Ok((now == wanted).then_some(()).ok_or(now))
+        })?;
         node.agent().wait_ready()?;
-        become_these(&[foreign, &ours])?;
-        udp_arrives(&source, &target, 200, 64)?;
-        shell(node, &format!("ip route del {ours}"))?;
-        become_these(&[foreign, &ours])?;
-        node.agent()
-            .configure(|agent| agent.arguments.retain(|one| !one.contains("blackhole")));
+
+        install(&["iptables", "iptables-restore"])?;
+        shell(node, "nft flush ruleset")?;
+        let with_nftables = setting
+            .network()
+            .replace(r#""EnableNFTables":false"#, r#""EnableNFTables":true"#);
+        cluster.etcd().put_config(&with_nftables)?;
         node.agent().restart()?;
-        become_these(&[foreign])
+        let wanted = IPTABLES
+            .replace("! -s 10.5.0.0/16 -d SUBNET", "! -s SUBNET -d 10.5.0.0/16")
+            .replace("SUBNET", &subnet);
+        rules_become(node, &wanted, "")
     })
 }
 

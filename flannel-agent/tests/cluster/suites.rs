@@ -4,10 +4,10 @@ use lab::services::Form;
 
 use crate::support::{Outcome, Setting};
 use crate::{
-    away, bypass, cleanup, comparison, config, declined, differential, escape, fallback, floods,
-    flow, flows, headers, ipvs, kernels, life, marks, matrix, mixed, mtu, nodes, offloads, order,
-    permission, policies, repair, restart, routes, rule_tools, rules, scenarios, services,
-    spoofing, tiers, window, wire, xdp,
+    away, blackholes, bypass, cleanup, comparison, config, declined, differential, escape,
+    fallback, floods, flow, flows, headers, ipvs, kernels, life, marks, matrix, mixed, mtu, nodes,
+    offloads, order, permission, policies, repair, restart, routes, rule_sources, rule_tools,
+    rules, scenarios, services, spoofing, tiers, window, wire, xdp,
 };
 
 /// A test of one backend on one path.
@@ -80,14 +80,25 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
     ),
     (
         "strict_checks_drop_false_sources_of_both_families",
-        rule_tools::strict_checks_drop_false_sources,
+        rule_sources::strict_checks_drop_false_sources,
     ),
     (
         "sources_are_upstreams_without_a_gap",
-        rule_tools::sources_are_upstreams_without_a_gap,
+        rule_sources::sources_are_upstreams_without_a_gap,
     ),
     ("a_rule_that_somebody_deletes_is_back", rules::deleted_rules),
-    ("a_blackhole_route_hides_no_pod_and_goes", rules::blackhole),
+    (
+        "a_missing_tool_is_replaced_by_the_other",
+        rules::missing_tool,
+    ),
+    (
+        "blackhole_routes_stand_behind_all_others",
+        blackholes::behind_all_others,
+    ),
+    (
+        "a_blackhole_route_hides_no_pod_and_goes",
+        blackholes::of_the_agent,
+    ),
     (
         "readme_has_the_table_that_is_asserted",
         scenarios::readme_has_the_table,

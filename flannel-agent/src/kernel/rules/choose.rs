@@ -10,9 +10,8 @@ use std::{cmp::Reverse, io::ErrorKind};
 use clap::ValueEnum;
 
 use super::{
-    Error,
-    iptables::{self, Variant},
-    nftables,
+    Error, nftables,
+    variant::{self, Variant},
 };
 use crate::family::Family;
 
@@ -74,7 +73,7 @@ pub(super) fn tool(mode: Mode, families: &[Family]) -> Result<Tool, Error> {
         if nftables {
             nftables::objection().map_or(Ok(Tool::Nftables), Err)
         } else {
-            variant(families).map(Tool::Iptables)
+            find_variant(families).map(Tool::Iptables)
         }
     };
     let wanted = match mode.choice {
@@ -110,13 +109,13 @@ pub(super) fn tool(mode: Mode, families: &[Family]) -> Result<Tool, Error> {
 
 /// The variant of iptables that others' rules are written with, as Kubernetes' iptables-wrapper finds it: kubelet's
 /// hint, then the number of rules, then what the system calls iptables. One that does not work is not taken.
-fn variant(families: &[Family]) -> Result<Variant, Error> {
+fn find_variant(families: &[Family]) -> Result<Variant, Error> {
     let plain_is_legacy = Variant::plain_is_legacy();
     let mut variants = Variant::installed();
     // To count all rules of a node may take a second of CPU, and mostly there is nothing to compare with.
-    let compare = plain_is_legacy == Some(true) || iptables::legacy_is_used(families);
+    let compare = plain_is_legacy == Some(true) || variant::legacy_is_used(families);
     variants.sort_by_cached_key(|variant| {
-        let evidence = compare.then(|| iptables::evidence(*variant, families));
+        let evidence = compare.then(|| variant::evidence(*variant, families));
         Reverse((evidence, plain_is_legacy == Some(variant.legacy)))
     });
     let mut objection = None;

@@ -1,12 +1,13 @@
 //! Rules as chains of iptables and ip6tables, by either variant of the tool.
 
-use std::{fmt::Write as _, fs};
+use std::fmt::Write as _;
 
 use super::{
     Error, Rules,
     guard::{ATTEST_CHAIN, STRICT_CHAIN},
     multicast,
-    process::{exists, run},
+    process::exists,
+    variant::Variant,
 };
 use crate::family::Family;
 
@@ -19,79 +20,52 @@ const KUBE_MARK: &str = "0x4000/0x4000";
 /// The first iptables that knows `--random-fully`.
 const RANDOM_FULLY: (u32, u32, u32) = (1, 6, 2);
 
-/// One of the tools that are called iptables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Variant {
-    /// What stands behind `iptables` in its programs' names.
-    suffix: &'static str,
-    /// Whether it has tables of its own in the kernel instead of nftables'.
-    pub(super) legacy: bool,
+/// The rule that deletes the one on a line of `iptables -S`.
+fn deleting(line: &str) -> String {
+    line.replacen("-A ", "-D ", 1)
 }
 
+/// One of the agent's chains.
+#[derive(Debug)]
+pub(super) struct Chain {
+    table: &'static str,
+    pub(super) name: &'static str,
+    /// Where it is jumped to from.
+    base: &'static str,
+    /// What the rule says that jumps to it.
+    jump: &'static str,
+}
+
+/// All of them.
+const CHAINS: [Chain; 4] = [
+    Chain {
+        table: "nat",
+        name: "FLANNEL-POSTRTG",
+        base: "POSTROUTING",
+        jump: "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG",
+    },
+    Chain {
+        table: "filter",
+        name: "FLANNEL-FWD",
+        base: "FORWARD",
+        jump: "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD",
+    },
+    Chain {
+        table: "mangle",
+        name: ATTEST_CHAIN,
+        base: "POSTROUTING",
+        jump: "-A POSTROUTING -j FLANNEL-ATTEST",
+    },
+    Chain {
+        table: "raw",
+        name: STRICT_CHAIN,
+        base: "PREROUTING",
+        // First: what is dropped should cost nothing more.
+        jump: "-I PREROUTING -j FLANNEL-STRICT",
+    },
+];
+
 impl Variant {
-    /// All that are installed, each once.
-    pub(super) fn installed() -> Vec<Self> {
-        let named = [("-nft", false), ("-legacy", true)]
-            .into_iter()
-            .filter(|(suffix, _)| exists(&format!("iptables{suffix}")))
-            .map(|(suffix, legacy)| Self { suffix, legacy });
-        let mut variants: Vec<Self> = named.collect();
-        // The plain name is one of them, where there are several.
-        if let Some(legacy) = Self::plain_is_legacy()
-            && variants.iter().all(|variant| variant.legacy != legacy)
-        {
-            variants.push(Self { suffix: "", legacy });
-        }
-        variants
-    }
-
-    /// Whether `iptables` is the legacy variant, if it is installed.
-    pub(super) fn plain_is_legacy() -> Option<bool> {
-        let version = run(&["iptables", "--version"], "").ok()?;
-        Some(!version.contains("nf_tables"))
-    }
-
-    /// The name of its program for a family, such as `ip6tables-legacy`.
-    pub(super) fn program(self, family: Family) -> String {
-        let name = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
-        };
-        format!("{name}{}", self.suffix)
-    }
-
-    /// Whether a table may hold something. The legacy variant makes a table, and its hooks, by looking at it.
-    pub(super) fn may_have(self, family: Family, table: &str) -> bool {
-        !self.legacy
-            || legacy_tables(family)
-                .lines()
-                .any(|present| present == table)
-    }
-
-    fn run(self, family: Family, arguments: &[&str]) -> Result<String, Error> {
-        run(
-            &[&[self.program(family).as_str(), "--wait"], arguments].concat(),
-            "",
-        )
-    }
-
-    fn restore(self, family: Family, script: &str) -> Result<(), Error> {
-        let program = format!("{}-restore", self.program(family));
-        run(&[program.as_str(), "--noflush", "--wait"], script).map(drop)
-    }
-
-    /// Why nothing can be written with it for one of `families`, if so.
-    pub(super) fn objection(self, families: &[Family]) -> Option<Error> {
-        families
-            .iter()
-            .find_map(|family| self.run(*family, &["-t", "nat", "-S", "POSTROUTING"]).err())
-    }
-
-    fn version(self) -> Result<(u32, u32, u32), Error> {
-        let text = run(&[self.program(Family::V4).as_str(), "--version"], "")?;
-        Ok(parse_version(&text))
-    }
-
     /// The rules that lead from a base chain to `chain`, as lines of `iptables -S`.
     fn jumps(self, family: Family, chain: &Chain) -> Result<Vec<String>, Error> {
         let listed = self.run(family, &["-t", chain.table, "-S", chain.base])?;
@@ -143,60 +117,6 @@ impl Variant {
         }
     }
 }
-
-/// The tables that the legacy variant has in this network namespace, one per line.
-fn legacy_tables(family: Family) -> String {
-    let path = match family {
-        Family::V4 => "/proc/thread-self/net/ip_tables_names",
-        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
-    fs::read_to_string(path).unwrap_or_default()
-}
-
-/// The rule that deletes the one on a line of `iptables -S`.
-fn deleting(line: &str) -> String {
-    line.replacen("-A ", "-D ", 1)
-}
-
-/// One of the agent's chains.
-#[derive(Debug)]
-pub(super) struct Chain {
-    table: &'static str,
-    pub(super) name: &'static str,
-    /// Where it is jumped to from.
-    base: &'static str,
-    /// What the rule says that jumps to it.
-    jump: &'static str,
-}
-
-/// All of them.
-const CHAINS: [Chain; 4] = [
-    Chain {
-        table: "nat",
-        name: "FLANNEL-POSTRTG",
-        base: "POSTROUTING",
-        jump: "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG",
-    },
-    Chain {
-        table: "filter",
-        name: "FLANNEL-FWD",
-        base: "FORWARD",
-        jump: "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD",
-    },
-    Chain {
-        table: "mangle",
-        name: ATTEST_CHAIN,
-        base: "POSTROUTING",
-        jump: "-A POSTROUTING -j FLANNEL-ATTEST",
-    },
-    Chain {
-        table: "raw",
-        name: STRICT_CHAIN,
-        base: "PREROUTING",
-        // First: what is dropped should cost nothing more.
-        jump: "-I PREROUTING -j FLANNEL-STRICT",
-    },
-];
 
 /// Writes all chains, in one transaction per table, and removes those that are not wanted.
 pub fn install(rules: &Rules, variant: &Variant) -> Result<(), Error> {
@@ -348,52 +268,4 @@ impl Rules {
 
 fn commented(condition: &str, comment: &str, verdict: &str) -> String {
     format!("{condition} -m comment --comment \"{comment}\" -j {verdict}")
-}
-
-/// The version in `iptables v1.8.9 (nf_tables)`; 0.0.0 if there is none.
-pub(super) fn parse_version(text: &str) -> (u32, u32, u32) {
-    let mut numbers = text
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix('v'))
-        .into_iter()
-        .flat_map(|version| version.split('.'))
-        .map(|number| number.parse().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    (next(), next(), next())
-}
-
-/// Whether the legacy variant has tables in this network namespace.
-pub(super) fn legacy_is_used(families: &[Family]) -> bool {
-    families
-        .iter()
-        .any(|family| !legacy_tables(*family).is_empty())
-}
-
-/// What says where others' rules are: whether kubelet's hints are there, and how many rules.
-pub(super) fn evidence(variant: Variant, families: &[Family]) -> (bool, usize) {
-    let mut found = (false, 0);
-    for family in families {
-        if variant.legacy && legacy_tables(*family).is_empty() {
-            continue;
-        }
-        let program = format!("{}-save", variant.program(*family));
-        let listed = run(&[program.as_str()], "").unwrap_or_default();
-        let (hint, rules) = weigh(&listed);
-        found = (found.0 || hint, found.1 + rules);
-    }
-    found
-}
-
-/// The evidence in the output of `iptables-save`. Flannel's own rules say nothing.
-pub(super) fn weigh(listed: &str) -> (bool, usize) {
-    /// Chains that kubelet makes to show which variant it uses.
-    const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
-    let hint = listed
-        .lines()
-        .any(|line| HINTS.iter().any(|hint| line.starts_with(hint)));
-    let rules = listed
-        .lines()
-        .filter(|line| line.starts_with("-A") && !line.contains("FLANNEL-"))
-        .count();
-    (hint, rules)
 }

@@ -1,10 +1,11 @@
 //! Masquerade and forward rules of both address families: upstream's text, order and comments.
 //!
-//! `nftables` and `iptables` write the same rules with one tool each, `choose` says with which one, `guard` has the
-//! fast path's own rules, `events` hears of changes. There is no moment without rules: nftables' tables are replaced by
-//! one transaction, iptables' chains by one `iptables-restore` per family, and a jump to a chain is only added where it
-//! is missing. A check compares what the tool lists with what it listed right after the rules were written, so that a
-//! tool's own way of printing rules does not matter. No shell is involved, and no process per rule.
+//! `nftables` and `iptables` write the same rules with one tool each, `variant` knows the tools that are called
+//! iptables, `choose` says which one is used, `guard` has the fast path's own rules, `events` hears of changes. There is
+//! no moment without rules: nftables' tables are replaced by one transaction, iptables' chains by one
+//! `iptables-restore` per family, and a jump to a chain is only added where it is missing. A check compares what the
+//! tool lists with what it listed right after the rules were written, so that a tool's own way of printing rules does
+//! not matter. No shell is involved, and no process per rule.
 
 mod choose;
 pub mod events;
@@ -12,6 +13,7 @@ mod guard;
 mod iptables;
 mod nftables;
 mod process;
+mod variant;
 
 use std::io;
 

@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    iptables::{parse_version, weigh},
+    variant::{parse_version, weigh},
     *,
 };
 
