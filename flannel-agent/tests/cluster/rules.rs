@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use lab::{Node, etcd::PREFIX};
 use rustix::process::Signal;
 
+use crate::cleanup::cleanup;
 use crate::support::{Outcome, PROMPT, Setting, eventually, shell, udp_arrives, with_cluster};
 
 /// What `iptables-save` shows on a node with flanneld v0.28.9 and `--ip-masq`; `SUBNET` is the node's.
@@ -74,6 +75,71 @@ pub(crate) fn as_upstream(setting: Setting) -> Outcome {
         cluster.etcd().put_config(&setting.network())?;
         node.agent().restart()?;
         rules_become(node, &iptables, &none)
+    })
+}
+
+/// An agent with networks of both families writes rules of both, with either tool, and cleanup removes both.
+pub(crate) fn of_both_families(setting: Setting) -> Outcome {
+    /// The rest of the network config.
+    const DUAL: &str = r#"{"EnableIPv6":true,"IPv6Network":"fd00:5::/48","#;
+    with_cluster(setting.cluster(vec![setting.node()]), |cluster| {
+        let node = cluster.node(1);
+        shell(
+            node,
+            "ip address add fd00:100::1/64 dev eth0 nodad
+             ip -6 route add default via fd00:100::fe dev eth0 onlink",
+        )?;
+        for nftables in [false, true] {
+            let network = setting.network().replacen('{', DUAL, 1).replace(
+                r#""EnableNFTables":false"#,
+                &format!(r#""EnableNFTables":{nftables}"#),
+            );
+            cluster.etcd().put_config(&network)?;
+            node.agent().restart()?;
+            let file = std::fs::read_to_string(node.agent().subnet_file())?;
+            let subnet = |key: &str| -> anyhow::Result<String> {
+                let mut lines = file.lines();
+                let value = lines.find_map(|line| line.strip_prefix(key));
+                let value = value.with_context(|| format!("{key} in {file}"))?;
+                Ok(value.parse::<ipnet::IpNet>()?.trunc().to_string())
+            };
+            let subnets = [subnet("FLANNEL_SUBNET=")?, subnet("FLANNEL_IPV6_SUBNET=")?];
+            let of_v4 = |text: &str| text.replace("SUBNET", &subnets[0]);
+            let of_v6 = |text: &str| {
+                text.replace("SUBNET", &subnets[1])
+                    .replace("10.5.0.0/16", "fd00:5::/48")
+                    .replace("224.0.0.0/4", "ff00::/8")
+                    .replace("ip saddr", "ip6 saddr")
+                    .replace("ip daddr", "ip6 daddr")
+                    .replace("ip flannel-ipv4", "ip6 flannel-ipv6")
+                    .replace("flannel-ipv4", "flannel-ipv6")
+            };
+            let none = String::new();
+            if nftables {
+                rules_become(node, &none, &of_v4(NFTABLES))?;
+            } else {
+                rules_become(node, &of_v4(IPTABLES), &none)?;
+            }
+            eventually("rules for IPv6", PROMPT, || {
+                let by_iptables = shell(node, "ip6tables-save | grep -- '^-A.*FLANNEL' || true")?;
+                let by_nftables = shell(node, "nft list table ip6 flannel-ipv6 || true")?;
+                let as_wanted = if nftables {
+                    by_iptables.is_empty() && by_nftables == of_v6(NFTABLES)
+                } else {
+                    by_nftables.is_empty() && sorted(&by_iptables) == sorted(&of_v6(IPTABLES))
+                };
+                let text = format!("ip6tables:\n{by_iptables}nftables:\n{by_nftables}");
+                Ok(as_wanted.then_some(()).ok_or(text))
+            })?;
+        }
+        node.agent().stop()?;
+        cleanup(node)?;
+        let left = shell(
+            node,
+            "ip6tables-save | grep FLANNEL; iptables-save | grep FLANNEL; nft list tables | grep flannel || true",
+        )?;
+        ensure!(left.is_empty(), "{left}");
+        Ok(())
     })
 }
 

@@ -66,6 +66,7 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
         spoofing::rules_drop_what_has_a_false_source,
     ),
     ("rules_are_upstreams_with_either_tool", rules::as_upstream),
+    ("rules_are_of_both_families", rules::of_both_families),
     (
         "each_way_of_writing_rules_is_alone",
         rule_tools::each_way_is_alone,
