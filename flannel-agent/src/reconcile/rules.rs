@@ -76,6 +76,8 @@ struct Written {
     rules: Rules,
     tool: Tool,
     listing: Listing,
+    /// Whether others had changed them.
+    repaired: bool,
 }
 
 async fn keep(
@@ -140,9 +142,16 @@ async fn keep(
                 RETRY
             }
         };
+        // Who has two daemons write the same tables should not see them fight over every CPU cycle.
+        let fought = written.as_ref().is_some_and(|written| written.repaired);
+        let debounce = if fought { RETRY } else { DEBOUNCE };
+        let heard = async {
+            heard(events.as_ref()).await;
+            sleep(debounce).await;
+        };
         tokio::select! {
             () = sleep(pause) => {}
-            () = heard(events.as_ref()) => sleep(DEBOUNCE).await,
+            () = heard => {}
             changed = wanted.changed() => if changed.is_err() { return },
         }
     }
@@ -150,24 +159,27 @@ async fn keep(
 
 /// Looks whether the rules are as they were written; writes them if not.
 fn check_or_write(rules: Rules, written: Option<Written>) -> Result<Written, rules::Error> {
+    let mut repaired = false;
     let tool = match written {
-        Some(written) if written.rules == rules => {
+        Some(mut written) if written.rules == rules => {
             let present = rules.list(&written.tool);
             if present.is_ok_and(|present| present == written.listing) {
+                written.repaired = false;
                 return Ok(written);
             }
             tracing::warn!("traffic rules were changed or removed; writing them again");
+            repaired = true;
             written.tool
         }
-        // Another mode may want another tool.
-        Some(written) if written.rules.mode == rules.mode => written.tool,
-        _ => rules.choose_tool()?,
+        Some(written) => written.tool,
+        None => rules.choose_tool()?,
     };
     let listing = rules.install(&tool)?;
     Ok(Written {
         rules,
         tool,
         listing,
+        repaired,
     })
 }
 

@@ -44,7 +44,7 @@ fn script(rules: &Rules) -> String {
 fn is_rule(line: &str) -> bool {
     let line = line.trim();
     !line.is_empty()
-        && !["table ", "comment ", "chain ", "type ", "}"]
+        && !["table ", "comment ", "chain ", "type ", "}", "#"]
             .iter()
             .any(|head| line.starts_with(head))
 }
