@@ -2,7 +2,7 @@
 
 use std::{
     env, io,
-    net::IpAddr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::{linux::net::SocketAddrExt as _, unix::ffi::OsStrExt as _},
     time::Duration,
 };
@@ -20,12 +20,21 @@ const REQUEST_LIMIT: u64 = 8 * 1024;
 /// A probe that says nothing does not hold its connection for longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Binds the health port.
+/// Binds the health port. `address` is an address or a name; empty means all addresses of both families, as in Go.
 ///
 /// # Errors
 /// When address and port cannot be bound.
-pub async fn bind(address: IpAddr, port: u16) -> io::Result<TcpListener> {
-    TcpListener::bind((address, port)).await
+pub async fn bind(address: &str, port: u16) -> io::Result<TcpListener> {
+    if !address.is_empty() {
+        return TcpListener::bind((address, port)).await;
+    }
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        // A host without IPv6.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        bound => bound,
+    }
 }
 
 /// Answers probes for ever.

@@ -21,7 +21,11 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const PIN_DIR: &str = "/sys/fs/bpf/flannel";
 
 const OPTION_NOTES: &str = "Every option of `run` can also be given as a variable: FLANNELD_ and its name in upper case, with _ for -. \
-The command line wins. One dash is as good as two.";
+The command line wins. One dash is as good as two.
+
+Exit status: 0 when done, and for `run` only when SIGTERM or SIGINT asked for the end; 1 when something failed, said in one \
+line on standard error; 2 when the command line is wrong. `run` waits for etcd, the network config and a free subnet for \
+ever. A second SIGTERM or SIGINT ends it at once.";
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let object = if fastpath::embedded() {
@@ -74,13 +78,13 @@ pub struct RunOptions {
     /// Prefix of all keys in etcd
     #[arg(long, default_value = "/coreos.com/network", value_name = "PREFIX")]
     pub etcd_prefix: String,
-    /// Private key for etcd over TLS; used only together with a certificate
+    /// Private key of the client for etcd over TLS; needs --etcd-certfile
     #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub etcd_keyfile: PathBuf,
-    /// Certificate for etcd over TLS; used only together with a key
+    /// Certificate of the client for etcd over TLS; needs --etcd-keyfile. All three files are read again when they change
     #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub etcd_certfile: PathBuf,
-    /// Certificate authority of etcd
+    /// Certificate authorities that etcd is verified by, instead of the system's; needs no certificate of the client
     #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub etcd_cafile: PathBuf,
     /// User name for etcd
@@ -106,31 +110,31 @@ pub struct RunOptions {
     #[arg(long, value_name = "REGEX")]
     pub iface_regex: Vec<Regex>,
     /// Interface by which this address is reached, tried after --iface-regex
-    #[arg(long, value_parser = optional::<Ipv4Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
-    pub iface_can_reach: Optional<Ipv4Addr>,
+    #[arg(long, value_parser = optional::<IpAddr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    pub iface_can_reach: Optional<IpAddr>,
     /// Address to publish instead of the interface's; without any --iface option it chooses the interface too
     #[arg(long, value_parser = optional::<Ipv4Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
     pub public_ip: Optional<Ipv4Addr>,
-    /// IPv6 address to publish; without effect until IPv6 is supported
+    /// IPv6 address to publish instead of the interface's
     #[arg(long, value_parser = optional::<Ipv6Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
     pub public_ipv6: Optional<Ipv6Addr>,
     /// File that tells the CNI plugin subnet and MTU
     #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
     pub subnet_file: PathBuf,
     /// How long before its end a lease is renewed, in minutes
-    #[arg(long, default_value = "60", value_parser = clap::value_parser!(u64).range(1..=1439), value_name = "MINUTES")]
+    #[arg(long, default_value = "60", value_parser = renew_margin, value_name = "MINUTES")]
     pub subnet_lease_renew_margin: u64,
     /// Options that are on or off.
     #[command(flatten)]
     pub switches: Switches,
-    /// Address of the health port
+    /// Address or name that the health port is bound to; empty for all
     #[arg(long, default_value = "0.0.0.0", value_name = "ADDRESS")]
-    pub healthz_ip: IpAddr,
-    /// Port for /healthz and /readyz; 0 for none
-    #[arg(long, default_value = "0", value_name = "PORT")]
+    pub healthz_ip: String,
+    /// Port for /healthz, /readyz and /metrics; 0 for none
+    #[arg(long, default_value = "0", value_parser = port, value_name = "PORT")]
     pub healthz_port: u16,
     /// How often traffic rules are checked, in seconds
-    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    #[arg(long, default_value = "5", value_parser = resync, value_name = "SECONDS")]
     pub iptables_resync: u64,
     /// Kubernetes API server; for --kube-subnet-mgr only
     #[arg(long, default_value = "", hide = true)]
@@ -207,9 +211,47 @@ pub struct RunOptions {
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
-    /// Print the version and exit
-    #[arg(long, action = ArgAction::SetTrue)]
-    pub version: bool,
+    /// Options of earlier versions of flanneld.
+    #[command(flatten)]
+    pub removed: Removed,
+}
+
+/// Options that flanneld once had and that old manifests and unit files still pass: accepted with a warning.
+#[derive(Debug, Args)]
+pub struct Removed {
+    /// Gone since node CIDRs are no longer allocated from several cluster CIDRs
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub use_multi_cluster_cidr: Option<bool>,
+    /// Logs always go to standard error
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub logtostderr: Option<bool>,
+    /// Logs always go to standard error
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub alsologtostderr: Option<bool>,
+    /// Logs always go to standard error
+    #[arg(long, hide = true)]
+    pub stderrthreshold: Option<String>,
+    /// Logs always go to standard error
+    #[arg(long = "log_dir", hide = true)]
+    pub log_dir: Option<String>,
+}
+
+impl Removed {
+    /// Names of those that were given.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        [
+            (
+                self.use_multi_cluster_cidr.is_some(),
+                "--use-multi-cluster-cidr",
+            ),
+            (self.logtostderr.is_some(), "--logtostderr"),
+            (self.alsologtostderr.is_some(), "--alsologtostderr"),
+            (self.stderrthreshold.is_some(), "--stderrthreshold"),
+            (self.log_dir.is_some(), "--log_dir"),
+        ]
+        .into_iter()
+        .filter_map(|(given, name)| given.then_some(name))
+    }
 }
 
 /// Options that are on or off: bare, or with Go's spellings of true and false after `=`.
@@ -233,9 +275,9 @@ pub struct Switches {
     /// Set the node's condition NetworkUnavailable; for --kube-subnet-mgr only
     #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = ArgAction::Set, hide = true)]
     pub set_node_network_unavailable: bool,
-    /// Removed from flanneld; accepted with a warning
-    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
-    pub use_multi_cluster_cidr: Option<bool>,
+    /// Print the version on standard error and exit
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    pub version: bool,
 }
 
 /// Options of `status`.
@@ -442,6 +484,54 @@ impl std::str::FromStr for Secret {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self(text.to_owned()))
     }
+}
+
+/// What Go's `strconv.ParseInt` accepts for a flag: a sign, a prefix for the base (`0x`, `0o`, `0b`, or `0` for octal),
+/// and underscores between digits where there is such a prefix.
+fn go_int(text: &str) -> Result<i64, String> {
+    let wrong = || "must be a whole number".to_owned();
+    let (negative, digits) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (base, digits) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, &lower[..]),
+    };
+    let prefixed = base != 10;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || (prefixed && byte == b'_');
+    if digits.ends_with('_') || digits.contains("__") || !digits.bytes().all(allowed) {
+        return Err(wrong());
+    }
+    let value = i64::from_str_radix(&digits.replace('_', ""), base).map_err(|_| wrong())?;
+    Ok(if negative { -value } else { value })
+}
+
+/// A number that lies in `range`.
+fn bounded(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let value = u64::try_from(go_int(text)?).ok();
+    value
+        .filter(|value| range.contains(value))
+        .ok_or_else(|| format!("must be {} to {}", range.start(), range.end()))
+}
+
+/// Upstream's bounds: less than the 24 hours that a lease lasts.
+fn renew_margin(text: &str) -> Result<u64, String> {
+    bounded(text, 1..=1439)
+}
+
+fn resync(text: &str) -> Result<u64, String> {
+    bounded(text, 1..=86_400)
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let value = bounded(text, 0..=u64::from(u16::MAX))?;
+    u16::try_from(value).map_err(|error| error.to_string())
 }
 
 /// What Go's `strconv.ParseBool` accepts.

@@ -105,8 +105,8 @@ fn check(options: &RunOptions) -> anyhow::Result<()> {
             "--ip-blackhole-route has no effect: blackhole routes are not supported yet"
         );
     }
-    if switches.use_multi_cluster_cidr.is_some() {
-        tracing::warn!("--use-multi-cluster-cidr was removed from flanneld and has no effect");
+    for name in options.removed.given() {
+        tracing::warn!("{name} was removed from flanneld and has no effect");
     }
     let endpoints: Vec<&String> = options
         .etcd_endpoints
@@ -152,11 +152,11 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
     let health = match options.healthz_port {
         0 => None,
         port => Some(
-            health::bind(options.healthz_ip, port)
+            health::bind(&options.healthz_ip, port)
                 .await
                 .with_context(|| {
                     format!(
-                        "--healthz-ip = {}, --healthz-port = {port}",
+                        "--healthz-ip = {}, --healthz-port = {port}: choose an address and port that are free",
                         options.healthz_ip
                     )
                 })?,
@@ -359,7 +359,7 @@ fn wanted_interface(options: &RunOptions, config: &NetworkConfig) -> iface::Opti
     iface::Options {
         iface: options.iface.clone(),
         iface_regex: options.iface_regex.clone(),
-        can_reach: options.iface_can_reach.0.map(IpAddr::from),
+        can_reach: options.iface_can_reach.0,
         public: PerFamily {
             v4: options.public_ip.0.map(IpAddr::from),
             v6: options.public_ipv6.0.map(IpAddr::from),
