@@ -10,6 +10,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use crate::{
     board::Board,
     kernel::rules::{self, Listing, Rules},
+    metrics::{COUNTERS, Kind},
     status::Object,
 };
 
@@ -148,7 +149,9 @@ fn check_or_write(
         }
         tracing::warn!("traffic rules were changed or removed; writing them again");
     }
-    rules.install()
+    let result = rules.install();
+    COUNTERS.changes(Kind::Rules).count(&result);
+    result
 }
 
 /// Removes what a run with the other tool left behind, now that these rules are in place.
