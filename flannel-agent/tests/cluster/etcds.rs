@@ -5,6 +5,8 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context as _, ensure};
 use lab::{Cluster, Lifetime, Netns, Segment, daemon::Daemon, etcd::PREFIX, process, state::LabId};
 
+use rustix::process::Signal;
+
 use crate::support::{Outcome, Setting, eventually};
 
 /// Ports of these servers: clients', and one more for peers.
@@ -134,6 +136,12 @@ impl Server {
     pub(crate) fn kill(&mut self) -> Outcome {
         let daemon = self.daemon.take().context("not started")?;
         Ok(daemon.kill()?)
+    }
+
+    /// Sends it a signal, such as SIGSTOP to make it hang.
+    pub(crate) fn signal(&self, signal: Signal) -> Outcome {
+        let daemon = self.daemon.as_ref().context("not started")?;
+        Ok(daemon.signal(signal)?)
     }
 
     /// Runs `etcdctl`.

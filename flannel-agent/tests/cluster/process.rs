@@ -234,7 +234,7 @@ pub(crate) fn probes_and_metrics(setting: Setting) -> Outcome {
         let resident = value(&families, "process_resident_memory_bytes", &[])?;
         ensure!(resident > 1e6, "{resident}");
         ensure!(
-            families["flannel_object_changes_total"].sum() >= 3.0,
+            families["flannel_object_changes_total"].sum() >= 2.0,
             "{families:?}"
         );
         ensure!(
