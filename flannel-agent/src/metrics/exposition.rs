@@ -125,7 +125,7 @@ fn etcd(page: &mut Page, counters: &Counters) {
     for request in Request::ALL {
         let both = counters.etcd(request);
         requests.labelled(
-            &[("request", request.name())],
+            &[("request", &label(request))],
             both.done.get() + both.failed.get(),
         );
     }
@@ -135,7 +135,7 @@ fn etcd(page: &mut Page, counters: &Counters) {
     );
     for request in Request::ALL {
         errors.labelled(
-            &[("request", request.name())],
+            &[("request", &label(request))],
             counters.etcd(request).failed.get(),
         );
     }
@@ -149,6 +149,11 @@ fn etcd(page: &mut Page, counters: &Counters) {
         "Changes of leases that etcd reported.",
     )
     .value(counters.etcd_watch_events.get());
+}
+
+/// The request's name without spaces.
+fn label(request: Request) -> String {
+    request.name().replace(' ', "_")
 }
 
 fn fast_path(page: &mut Page, gauges: &Gauges) {

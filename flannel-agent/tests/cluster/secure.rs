@@ -149,6 +149,11 @@ pub(crate) fn by_the_authority_alone(setting: Setting) -> Outcome {
         knows_peer(agent, 102)?;
 
         let before = agent.log().len();
+        let plain = url.replace("https:", "http:");
+        restart_with(agent, &[plain], &[])?;
+        logged(agent, before, &["WARN", "etcd at http://", "https"])?;
+
+        let before = agent.log().len();
         let other = format!("--etcd-cafile={}", files.path("other.pem"));
         restart_with(agent, &[url, other], &[])?;
         logged(agent, before, &["WARN", "UnknownIssuer", "--etcd-cafile"])?;
@@ -235,15 +240,32 @@ pub(crate) fn with_certificates_that_change(setting: Setting) -> Outcome {
     })
 }
 
-/// Tokens expire and passwords change: requests go on, or the reason is said and nothing is withdrawn.
+/// Life of a token in seconds.
+const TOKEN: u64 = 1;
+
+/// Tokens that etcd remembers.
 pub(crate) fn with_users(setting: Setting) -> Outcome {
-    /// Life of a token in seconds.
-    const TOKEN: u64 = 1;
+    users(setting, |_| Ok(format!("--auth-token-ttl={TOKEN}")))
+}
+
+/// Tokens that etcd signs; each change of a user makes all of them old.
+pub(crate) fn with_users_and_signed_tokens(setting: Setting) -> Outcome {
+    users(setting, |cluster| {
+        let files = Certificates::new(cluster)?;
+        files.openssl("ecparam -name prime256v1 -genkey -noout -out token.key")?;
+        files.openssl("ec -in token.key -pubout -out token.pub")?;
+        let (public, private) = (files.path("token.pub"), files.path("token.key"));
+        Ok(format!(
+            "--auth-token=jwt,pub-key={public},priv-key={private},sign-method=ES256,ttl={TOKEN}s"
+        ))
+    })
+}
+
+/// Tokens expire and passwords change: requests go on, or the reason is said and nothing is withdrawn.
+fn users(setting: Setting, tokens: impl Fn(&Cluster) -> anyhow::Result<String>) -> Outcome {
     with_unready_cluster(setting.cluster(vec![setting.node()]), |cluster| {
-        let mut server = Server::new(cluster, 1, "http")?.with(&[
-            format!("--auth-token-ttl={TOKEN}"),
-            "--bcrypt-cost=4".to_owned(),
-        ]);
+        let arguments = [tokens(cluster)?, "--bcrypt-cost=4".to_owned()];
+        let mut server = Server::new(cluster, 1, "http")?.with(&arguments);
         server.start()?;
         server.put_config(setting)?;
         for command in [
@@ -294,6 +316,15 @@ pub(crate) fn with_users(setting: Setting) -> Outcome {
                 .ok_or_else(|| "none".into()))
         })?;
         ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?);
+
+        server.ctl(&["user", "add", "other:other"])?;
+        server.ctl(&["del", "--", &key])?;
+        eventually("the lease, with users that have changed", PROMPT, || {
+            Ok(server
+                .has_lease(&own)?
+                .then_some(())
+                .ok_or_else(|| "none".into()))
+        })?;
 
         password(&server, "second")?;
         server.ctl(&["del", "--", &key])?;

@@ -92,6 +92,10 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
         secure::with_certificates_that_change,
     ),
     ("tokens_expire_and_passwords_change", secure::with_users),
+    (
+        "signed_tokens_expire_and_passwords_change",
+        secure::with_users_and_signed_tokens,
+    ),
     ("members_of_etcd_come_and_go", members::come_and_go),
     (
         "what_cannot_work_ends_with_its_status_and_one_line",

@@ -5,6 +5,7 @@
 //! key alone, so that it causes no event on other nodes.
 
 mod acquire;
+mod error;
 mod store;
 mod tls;
 
@@ -20,8 +21,9 @@ use tokio::{
 };
 
 use acquire::{Claim, LEASE_TTL, Outcome, Own};
+use error::Error;
 pub use store::Options;
-use store::{Error, Store};
+use store::Store;
 pub use tls::{Error as TlsError, TlsFiles};
 
 use super::{Attributes, Entry, Event, Lease, OwnLease, Request, SubnetManager, key};

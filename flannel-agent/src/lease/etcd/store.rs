@@ -1,6 +1,6 @@
 //! The requests that the subnet manager makes of etcd v3: each with a time limit, every write a compare-and-swap.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, PutOptions,
@@ -8,13 +8,16 @@ use etcd_client::{
 };
 use tokio::sync::watch;
 
-use super::tls::{self, Changes, TlsFiles};
+use super::{
+    error::Error,
+    tls::{Changes, TlsFiles},
+};
 use crate::metrics::{COUNTERS, Request};
 
 /// Limit for reaching one of several members, so that the next one's turn comes soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Limit for one request. With no endpoint reachable the client would wait for ever.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval of HTTP/2 pings on an idle connection; etcd rejects less than 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for the answer to a ping, after which the connection counts as dead.
@@ -25,127 +28,6 @@ const HTTP: &str = "http://";
 const HTTPS: &str = "https://";
 /// Leases per page of a listing.
 const PAGE: i64 = 1000;
-
-/// Why a request to etcd failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The files of TLS cannot be used.
-    #[error(transparent)]
-    Tls(#[from] tls::Error),
-    /// etcd, or the way to it, refused.
-    #[error("{}: {}", request.name(), brief(.source))]
-    Refused {
-        /// What was asked.
-        request: Request,
-        /// The client's error.
-        source: Box<etcd_client::Error>,
-    },
-    /// No answer in time.
-    #[error("{}: no answer from {endpoint} within {} s", request.name(), REQUEST_TIMEOUT.as_secs())]
-    Timeout {
-        /// What was asked.
-        request: Request,
-        /// Who was asked.
-        endpoint: String,
-    },
-    /// etcd does not tell changes any more.
-    #[error("watch: ended by etcd: {0}")]
-    Cancelled(String),
-}
-
-impl Error {
-    /// A watch that broke.
-    pub fn watch(source: etcd_client::Error) -> Self {
-        COUNTERS.etcd(Request::Watch).failed.count();
-        Self::Refused {
-            request: Request::Watch,
-            source: Box::new(source),
-        }
-    }
-
-    /// Whether another member may do better: this one was not reached, or is cut off from the others.
-    fn is_of_the_member(&self) -> bool {
-        match self {
-            Self::Timeout { .. } => true,
-            Self::Refused { source, .. } => match &**source {
-                etcd_client::Error::GRpcStatus(status) => {
-                    OF_THE_MEMBER.contains(&i32::from(status.code()))
-                }
-                etcd_client::Error::TransportError(_) | etcd_client::Error::IoError(_) => true,
-                _ => false,
-            },
-            Self::Tls(_) | Self::Cancelled(_) => false,
-        }
-    }
-}
-
-/// Codes of gRPC that say nothing about the request: CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE.
-const OF_THE_MEMBER: [i32; 5] = [1, 2, 4, 13, 14];
-
-/// A failure in one line, with what an operator can do about it.
-fn brief(error: &etcd_client::Error) -> String {
-    let text = match error {
-        etcd_client::Error::GRpcStatus(status) => with_root(status.message(), status.source()),
-        etcd_client::Error::TransportError(error) => with_root("transport error", error.source()),
-        other => other.to_string(),
-    };
-    let remedy = REMEDIES.iter().find(|(part, _)| text.contains(part));
-    match remedy {
-        Some((_, remedy)) => format!("{text}; {remedy}"),
-        None => text,
-    }
-}
-
-/// What is part of an error's text, and what to do then.
-const REMEDIES: [(&str, &str); 8] = [
-    (
-        "UnknownIssuer",
-        "give the authority that signed etcd's certificate by --etcd-cafile",
-    ),
-    (
-        "not valid for name",
-        "use a name or address in --etcd-endpoints that etcd's certificate holds",
-    ),
-    (
-        "CertificateRequired",
-        "etcd wants a certificate: give --etcd-certfile and --etcd-keyfile",
-    ),
-    (
-        // What Go sends to a client without a certificate, and to one with a wrong certificate.
-        "BadCertificate",
-        "etcd refuses the agent's certificate, or the lack of one: check --etcd-certfile and --etcd-keyfile",
-    ),
-    (
-        // The same, when the connection is gone before its alert is read.
-        "connection closed",
-        "etcd may want a certificate: check --etcd-certfile and --etcd-keyfile",
-    ),
-    (
-        "authentication failed",
-        "check --etcd-username and --etcd-password",
-    ),
-    (
-        "user name is empty",
-        "etcd wants a user: give --etcd-username and --etcd-password",
-    ),
-    (
-        "permission denied",
-        "let etcd's user read and write below --etcd-prefix",
-    ),
-];
-
-/// What a transport error hides, such as "connection refused", is at the end of the chain.
-fn with_root(text: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
-    let mut root = None;
-    while let Some(error) = source {
-        root = Some(error.to_string());
-        source = error.source();
-    }
-    match root {
-        Some(root) if !text.contains(&root) => format!("{text}: {root}"),
-        _ => text.to_owned(),
-    }
-}
 
 /// How to reach etcd.
 #[derive(Clone)]
@@ -168,6 +50,8 @@ pub struct Store {
     /// Which endpoint is asked: its place in the options, counted on.
     endpoint: usize,
     client: Option<Client>,
+    /// Whether the member has answered on this connection: it is only made by the first request.
+    answered: bool,
 }
 
 /// A listing of all leases, consistent at one revision.
@@ -187,6 +71,7 @@ impl Store {
             endpoint: rand::random_range(0..options.endpoints.len().max(1)),
             options,
             client: None,
+            answered: false,
         }
     }
 
@@ -208,6 +93,7 @@ impl Store {
     /// Forgets the connection, so that the next request makes a new one to the next member, with fresh credentials.
     pub fn reset(&mut self) {
         self.client = None;
+        self.answered = false;
         self.endpoint = self.endpoint.wrapping_add(1);
     }
 
@@ -230,6 +116,8 @@ impl Store {
             Ok(client) => {
                 tracing::info!("files of TLS have changed: connected to etcd with the new ones");
                 self.client = Some(client);
+                self.answered = true;
+                COUNTERS.etcd_connections.count();
                 true
             }
             Err(error) => {
@@ -275,11 +163,8 @@ impl Store {
         if secure {
             options = options.with_tls(self.options.tls.load()?);
         }
-        let client = self
-            .limited(Request::Connect, Client::connect([endpoint], Some(options)))
-            .await?;
-        COUNTERS.etcd_connections.count();
-        Ok(client)
+        self.limited(Request::Connect, Client::connect([endpoint], Some(options)))
+            .await
     }
 
     /// Asks the member that is connected, and the others in turn while it is the member that fails.
@@ -299,7 +184,13 @@ impl Store {
                     others -= 1;
                     self.reset();
                 }
-                result => return result,
+                Ok(answer) => {
+                    if !std::mem::replace(&mut self.answered, true) {
+                        COUNTERS.etcd_connections.count();
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
