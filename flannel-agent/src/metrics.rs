@@ -4,6 +4,7 @@
 //! counted, and nothing here is kept per lease, per pod or per packet.
 
 pub mod exposition;
+mod page;
 mod process;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -17,6 +17,7 @@ pub mod go_flags;
 pub mod probe;
 pub mod run;
 pub mod status;
+pub mod values;
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -3,9 +3,7 @@
 //! Written by hand, since nearly every value comes from the board or the kernel at scrape time and none is registered
 //! anywhere. Names and labels are documented here and in the README; a test holds both to the same list.
 
-use std::fmt::{self, Write as _};
-
-use super::{COUNTERS, Counters, Gauges, Kind, Request, process::Process};
+use super::{COUNTERS, Counters, Gauges, Kind, Request, page::Page, process::Process};
 use crate::status::Status;
 
 /// The format's media type.
@@ -20,7 +18,7 @@ pub fn text(status: &Status, problems: usize, gauges: &Gauges) -> String {
     etcd(&mut page, &COUNTERS);
     fast_path(&mut page, gauges);
     process(&mut page, &Process::read());
-    page.0
+    page.into_text()
 }
 
 fn agent(page: &mut Page, status: &Status, problems: usize, gauges: &Gauges) {
@@ -236,53 +234,6 @@ fn process(page: &mut Page, process: &Process) {
 
 fn yes_or_no(value: bool) -> &'static str {
     if value { "yes" } else { "no" }
-}
-
-/// The text so far.
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn counter<'a>(&'a mut self, name: &'a str, help: &str) -> Family<'a> {
-        self.family(name, help, "counter")
-    }
-
-    fn gauge<'a>(&'a mut self, name: &'a str, help: &str) -> Family<'a> {
-        self.family(name, help, "gauge")
-    }
-
-    fn family<'a>(&'a mut self, name: &'a str, help: &str, kind: &str) -> Family<'a> {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        Family { page: self, name }
-    }
-}
-
-/// One metric, to which samples are added.
-struct Family<'a> {
-    page: &'a mut Page,
-    name: &'a str,
-}
-
-impl Family<'_> {
-    fn value(&mut self, value: impl fmt::Display) {
-        self.labelled(&[], value);
-    }
-
-    fn labelled(&mut self, labels: &[(&str, &str)], value: impl fmt::Display) {
-        let text = &mut self.page.0;
-        text.push_str(self.name);
-        for (number, (name, value)) in labels.iter().enumerate() {
-            let opening = if number == 0 { '{' } else { ',' };
-            let value = value
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"")
-                .replace('\n', "\\n");
-            let _ = write!(text, "{opening}{name}=\"{value}\"");
-        }
-        let closing = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(text, "{closing} {value}");
-    }
 }
 
 #[cfg(test)]

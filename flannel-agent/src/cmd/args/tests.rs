@@ -239,31 +239,6 @@ fn variables_that_are_no_options_are_accepted() {
 }
 
 #[test]
-fn whole_numbers_are_gos() {
-    for (text, value) in [
-        ("0", Some(0)),
-        ("+7", Some(7)),
-        ("-7", Some(-7)),
-        ("0x1F", Some(31)),
-        ("0b11", Some(3)),
-        ("0o17", Some(15)),
-        ("017", Some(15)),
-        ("0x_f", Some(15)),
-        ("1_000", None),
-        ("0x1__0", None),
-        ("0x", None),
-        ("09", None),
-        ("--7", None),
-        ("0x-7", None),
-        ("7s", None),
-        ("", None),
-        ("9223372036854775808", None),
-    ] {
-        assert_eq!(go_int(text).ok(), value, "{text:?}");
-    }
-}
-
-#[test]
 fn booleans_are_gos() {
     let masq = |arguments: &[&str]| parse(arguments).map(|options| options.switches.ip_masq);
     assert!(masq(&["--ip-masq"]).unwrap());
