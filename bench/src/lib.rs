@@ -31,6 +31,7 @@ pub mod counters;
 pub mod daemon;
 pub mod error;
 pub mod etcd;
+pub mod exposition;
 pub mod inject;
 pub mod lease;
 pub mod mounts;

@@ -7,7 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::status::Status;
+use crate::{
+    metrics::{Gauges, exposition},
+    notify,
+    status::Status,
+};
 
 /// A handle on the one board of the process.
 #[derive(Clone, Default)]
@@ -17,6 +21,19 @@ pub struct Board(Arc<Mutex<Contents>>);
 struct Contents {
     status: Status,
     problems: BTreeMap<String, String>,
+    gauges: Gauges,
+}
+
+impl Contents {
+    /// What is wrong, or how far the agent is, in one line.
+    fn summary(&self) -> &str {
+        let state = if self.status.ready {
+            "ready"
+        } else {
+            "starting"
+        };
+        self.problems.values().next().map_or(state, String::as_str)
+    }
 }
 
 impl Board {
@@ -24,7 +41,7 @@ impl Board {
     pub fn new(status: Status) -> Self {
         Self(Arc::new(Mutex::new(Contents {
             status,
-            problems: BTreeMap::new(),
+            ..Contents::default()
         })))
     }
 
@@ -41,10 +58,12 @@ impl Board {
             Some(problem) if previous != Some(&problem) => {
                 tracing::warn!(source, "{problem}");
                 contents.problems.insert(source.to_owned(), problem);
+                notify::status(contents.summary());
             }
             None if previous.is_some() => {
                 contents.problems.remove(source);
                 tracing::info!(source, "problem is over");
+                notify::status(contents.summary());
             }
             _ => {}
         }
@@ -61,6 +80,17 @@ impl Board {
         let mut status = contents.status.clone();
         status.problems = contents.problems.values().cloned().collect();
         status
+    }
+
+    /// Takes over what was measured for a scrape.
+    pub fn measured(&self, gauges: Gauges) {
+        self.contents().gauges = gauges;
+    }
+
+    /// The text that `/metrics` answers.
+    pub fn exposition(&self) -> String {
+        let contents = self.contents();
+        exposition::text(&contents.status, contents.problems.len(), &contents.gauges)
     }
 
     /// Whether the agent is ready.

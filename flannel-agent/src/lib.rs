@@ -22,7 +22,7 @@
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |
 //! | [`subnet_file`] | `subnet.env` |
-//! | [`status`], [`board`], [`status_socket`], [`health`] | what an operator can see |
+//! | [`status`], [`board`], [`status_socket`], [`health`], [`metrics`], [`log`], [`notify`] | what an operator can see |
 
 pub mod backend;
 pub mod board;
@@ -33,7 +33,10 @@ pub mod health;
 pub mod iface;
 pub mod kernel;
 pub mod lease;
+pub mod log;
+pub mod metrics;
 pub mod netconf;
+pub mod notify;
 pub mod reconcile;
 pub mod status;
 pub mod status_socket;

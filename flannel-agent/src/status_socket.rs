@@ -115,16 +115,21 @@ impl StatusSocket {
     }
 }
 
+/// Has the reconciler do what is `wanted`, for as long as an operator would wait. Before it runs nobody acts: the board
+/// is what there is.
+pub async fn call(calls: &mpsc::Sender<Call>, wanted: Wanted) {
+    let (done, answered) = oneshot::channel();
+    let call = Call { wanted, done };
+    if timeout(CALL_TIMEOUT, calls.send(call)).await.is_ok() {
+        let _ = timeout(CALL_TIMEOUT, answered).await;
+    }
+}
+
 async fn answer(mut stream: UnixStream, board: Board, calls: mpsc::Sender<Call>) {
     let Some(wanted) = request(&mut stream).await else {
         return;
     };
-    let (done, answered) = oneshot::channel();
-    let call = Call { wanted, done };
-    // Before the reconciler runs nobody acts: the board is what there is.
-    if timeout(CALL_TIMEOUT, calls.send(call)).await.is_ok() {
-        let _ = timeout(CALL_TIMEOUT, answered).await;
-    }
+    call(&calls, wanted).await;
     let mut text = serde_json::to_vec(&board.status()).unwrap_or_default();
     text.push(b'\n');
     // A client that went away needs no answer.

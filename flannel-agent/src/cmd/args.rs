@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::RangeInclusive,
     path::PathBuf,
     sync::LazyLock,
     time::Duration,
@@ -11,6 +10,10 @@ use std::{
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
+use super::values::{
+    Optional, Secret, duration, go_bool, heartbeat, mark_bit, optional, path, port, renew_margin,
+    resync,
+};
 use crate::{fastpath, kernel::rules};
 
 /// Where the agent answers `status`.
@@ -21,7 +24,11 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const PIN_DIR: &str = "/sys/fs/bpf/flannel";
 
 const OPTION_NOTES: &str = "Every option of `run` can also be given as a variable: FLANNELD_ and its name in upper case, with _ for -. \
-The command line wins. One dash is as good as two.";
+The command line wins. One dash is as good as two.
+
+Exit status: 0 when done, and for `run` only when SIGTERM or SIGINT asked for the end; 1 when something failed, said in one \
+line on standard error; 2 when the command line is wrong. `run` waits for etcd, the network config and a free subnet for \
+ever. A second SIGTERM or SIGINT ends it at once.";
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let object = if fastpath::embedded() {
@@ -74,13 +81,13 @@ pub struct RunOptions {
     /// Prefix of all keys in etcd
     #[arg(long, default_value = "/coreos.com/network", value_name = "PREFIX")]
     pub etcd_prefix: String,
-    /// Private key for etcd over TLS; used only together with a certificate
+    /// Private key of the client for etcd over TLS; needs --etcd-certfile
     #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub etcd_keyfile: PathBuf,
-    /// Certificate for etcd over TLS; used only together with a key
+    /// Certificate of the client for etcd over TLS; needs --etcd-keyfile. All three files are read again when they change
     #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub etcd_certfile: PathBuf,
-    /// Certificate authority of etcd
+    /// Certificate authorities that etcd is verified by, instead of the system's; needs no certificate of the client
     #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub etcd_cafile: PathBuf,
     /// User name for etcd
@@ -106,31 +113,31 @@ pub struct RunOptions {
     #[arg(long, value_name = "REGEX")]
     pub iface_regex: Vec<Regex>,
     /// Interface by which this address is reached, tried after --iface-regex
-    #[arg(long, value_parser = optional::<Ipv4Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
-    pub iface_can_reach: Optional<Ipv4Addr>,
+    #[arg(long, value_parser = optional::<IpAddr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    pub iface_can_reach: Optional<IpAddr>,
     /// Address to publish instead of the interface's; without any --iface option it chooses the interface too
     #[arg(long, value_parser = optional::<Ipv4Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
     pub public_ip: Optional<Ipv4Addr>,
-    /// IPv6 address to publish; without effect until IPv6 is supported
+    /// IPv6 address to publish instead of the interface's
     #[arg(long, value_parser = optional::<Ipv6Addr>, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
     pub public_ipv6: Optional<Ipv6Addr>,
     /// File that tells the CNI plugin subnet and MTU
     #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
     pub subnet_file: PathBuf,
     /// How long before its end a lease is renewed, in minutes
-    #[arg(long, default_value = "60", value_parser = clap::value_parser!(u64).range(1..=1439), value_name = "MINUTES")]
+    #[arg(long, default_value = "60", value_parser = renew_margin, value_name = "MINUTES")]
     pub subnet_lease_renew_margin: u64,
     /// Options that are on or off.
     #[command(flatten)]
     pub switches: Switches,
-    /// Address of the health port
+    /// Address or name that the health port is bound to; empty for all
     #[arg(long, default_value = "0.0.0.0", value_name = "ADDRESS")]
-    pub healthz_ip: IpAddr,
-    /// Port for /healthz and /readyz; 0 for none
-    #[arg(long, default_value = "0", value_name = "PORT")]
+    pub healthz_ip: String,
+    /// Port for /healthz, /readyz and /metrics; 0 for none
+    #[arg(long, default_value = "0", value_parser = port, value_name = "PORT")]
     pub healthz_port: u16,
     /// How often traffic rules are checked, in seconds
-    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    #[arg(long, default_value = "5", value_parser = resync, value_name = "SECONDS")]
     pub iptables_resync: u64,
     /// Which tool writes traffic rules; `auto` is what EnableNFTables in the network config says, if that works here
     #[arg(long, value_enum, default_value = "auto")]
@@ -210,9 +217,47 @@ pub struct RunOptions {
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
-    /// Print the version and exit
-    #[arg(long, action = ArgAction::SetTrue)]
-    pub version: bool,
+    /// Options of earlier versions of flanneld.
+    #[command(flatten)]
+    pub removed: Removed,
+}
+
+/// Options that flanneld once had and that old manifests and unit files still pass: accepted with a warning.
+#[derive(Debug, Args)]
+pub struct Removed {
+    /// Gone since node CIDRs are no longer allocated from several cluster CIDRs
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub use_multi_cluster_cidr: Option<bool>,
+    /// Logs always go to standard error
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub logtostderr: Option<bool>,
+    /// Logs always go to standard error
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub alsologtostderr: Option<bool>,
+    /// Logs always go to standard error
+    #[arg(long, hide = true)]
+    pub stderrthreshold: Option<String>,
+    /// Logs always go to standard error
+    #[arg(long = "log_dir", hide = true)]
+    pub log_dir: Option<String>,
+}
+
+impl Removed {
+    /// Names of those that were given.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        [
+            (
+                self.use_multi_cluster_cidr.is_some(),
+                "--use-multi-cluster-cidr",
+            ),
+            (self.logtostderr.is_some(), "--logtostderr"),
+            (self.alsologtostderr.is_some(), "--alsologtostderr"),
+            (self.stderrthreshold.is_some(), "--stderrthreshold"),
+            (self.log_dir.is_some(), "--log_dir"),
+        ]
+        .into_iter()
+        .filter_map(|(given, name)| given.then_some(name))
+    }
 }
 
 /// Options that are on or off: bare, or with Go's spellings of true and false after `=`.
@@ -236,9 +281,9 @@ pub struct Switches {
     /// Set the node's condition NetworkUnavailable; for --kube-subnet-mgr only
     #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = ArgAction::Set, hide = true)]
     pub set_node_network_unavailable: bool,
-    /// Removed from flanneld; accepted with a warning
-    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide = true)]
-    pub use_multi_cluster_cidr: Option<bool>,
+    /// Print the version on standard error and exit
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
+    pub version: bool,
 }
 
 /// Options of `status`.
@@ -323,41 +368,6 @@ pub struct CleanupOptions {
     pub status_socket: PathBuf,
 }
 
-/// Longest time that an option of the fast path may name: the BPF programs compare times, and flows that are never
-/// revalidated are not what anybody wants.
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// A time such as `500ms` or `2s`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; give a time such as 500ms or 2s"))?;
-    if time.is_zero() || time > LONGEST {
-        return Err(format!(
-            "must be more than 0s and at most {}s",
-            LONGEST.as_secs()
-        ));
-    }
-    Ok(time)
-}
-
-/// Shortest and longest heartbeat. The agent shows a sign of life several times within it, each of which costs a look at
-/// the whole node; and what the maps say must not be believed for ever.
-const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(86_400);
-
-/// A heartbeat such as `10min`.
-fn heartbeat(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; give a time such as 30s or 10min"))?;
-    if !HEARTBEATS.contains(&time) {
-        return Err(format!(
-            "must be at least {}s and at most {}h",
-            HEARTBEATS.start().as_secs(),
-            HEARTBEATS.end().as_secs() / 3600
-        ));
-    }
-    Ok(time)
-}
-
 /// `--fast-path`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FastPathMode {
@@ -379,18 +389,6 @@ impl From<FastPathMode> for fastpath::Mode {
     }
 }
 
-/// One bit, such as `0x40`.
-fn mark_bit(text: &str) -> Result<u32, String> {
-    let value = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    value
-        .ok()
-        .filter(|bit| bit.is_power_of_two())
-        .ok_or_else(|| "must be a number with a single bit set, such as 0x40".into())
-}
-
 /// `--anti-spoof`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AntiSpoof {
@@ -407,53 +405,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object per event.
     Json,
-}
-
-/// An option that, as flanneld's, is absent when empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Optional<T>(pub Option<T>);
-
-fn optional<T: std::str::FromStr>(text: &str) -> Result<Optional<T>, String>
-where
-    T::Err: std::fmt::Display,
-{
-    if text.is_empty() {
-        return Ok(Optional(None));
-    }
-    text.parse()
-        .map(|value| Optional(Some(value)))
-        .map_err(|error: T::Err| error.to_string())
-}
-
-/// A path; clap's own parser refuses the empty one, which means absent.
-fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
-    Ok(PathBuf::from(text))
-}
-
-/// A value that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-impl std::str::FromStr for Secret {
-    type Err = std::convert::Infallible;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-/// What Go's `strconv.ParseBool` accepts.
-fn go_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("must be true or false".into()),
-    }
 }
 
 #[cfg(test)]

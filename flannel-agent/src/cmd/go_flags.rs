@@ -1,11 +1,14 @@
 //! Makes flanneld's way of giving options that of clap: Go's spellings, and `FLANNELD_*` variables.
 //!
-//! Go takes `-name` and `--name` for the same. A variable counts unless the option is on the command line; an empty one
-//! is ignored; one that cannot be parsed is ignored with a warning, as upstream does.
+//! Go's `flag` takes `-name` and `--name` for the same. A boolean takes a value only after `=`, so a word behind it
+//! ends the options, and flanneld ignores what follows; every other flag takes the next argument, whatever it looks
+//! like. A variable counts unless the option is on the command line; an empty one is ignored; one that cannot be parsed
+//! is ignored with a warning, as upstream does.
 
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
@@ -15,10 +18,12 @@ use super::args::RunOptions;
 
 /// Name of flanneld's executable: called by that name, the agent acts as it.
 const FLANNELD: &str = "flanneld";
-/// What is for the agent itself and not for its `run` command.
+/// What is for the agent itself and not for its `run` command, unless it is called as flanneld.
 const TOP_LEVEL: [&str; 6] = ["-h", "--help", "-help", "-V", "--version", "-version"];
 /// Prefix of the variables.
 const VARIABLE_PREFIX: &str = "FLANNELD_";
+/// What Go answers with the usage, without being defined.
+const HELP: [&str; 2] = ["help", "h"];
 
 /// A command line that clap understands.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,7 +44,7 @@ pub fn prepare(argv: Vec<OsString>, environment: &BTreeMap<OsString, OsString>) 
         .first()
         .and_then(|first| first.to_str())
         .unwrap_or_default();
-    if TOP_LEVEL.contains(&first) {
+    if TOP_LEVEL.contains(&first) && !called_flanneld {
         let long = if matches!(first, "-h" | "--help" | "-help") {
             "--help"
         } else {
@@ -60,8 +65,9 @@ pub fn prepare(argv: Vec<OsString>, environment: &BTreeMap<OsString, OsString>) 
             warnings: Vec::new(),
         };
     }
-    let given: Vec<OsString> = arguments.split_off(1).into_iter().map(two_dashes).collect();
-    let (from_environment, warnings) = variables(&given, environment);
+    let (given, ignored) = as_go_reads(arguments.split_off(1));
+    let (from_environment, mut warnings) = variables(&given, environment);
+    warnings.extend(ignored);
     Invocation {
         argv: [program, "run".into()]
             .into_iter()
@@ -72,19 +78,56 @@ pub fn prepare(argv: Vec<OsString>, environment: &BTreeMap<OsString, OsString>) 
     }
 }
 
-/// `-name` as `--name`; `-h` stays.
-fn two_dashes(argument: OsString) -> OsString {
-    match argument.to_str() {
-        Some(text)
-            if text.starts_with('-')
-                && !text.starts_with("--")
-                && text.len() > 1
-                && text != "-h" =>
-        {
-            format!("-{text}").into()
+/// The options as `--name` or `--name=value`, read as Go's `flag.Parse` does, and a warning if arguments are left.
+fn as_go_reads(arguments: Vec<OsString>) -> (Vec<OsString>, Option<String>) {
+    let command = RunOptions::command();
+    let takes_value = |name: &str| {
+        let mut options = command.get_arguments();
+        let option = options.find(|option| option.get_long() == Some(name));
+        option.is_some_and(|option| {
+            option
+                .get_num_args()
+                .is_none_or(|range| range.min_values() > 0)
+                && option.get_action().takes_values()
+        })
+    };
+    let mut options = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let bytes = argument.as_bytes();
+        let dashes = bytes.iter().take_while(|byte| **byte == b'-').count();
+        if dashes == 0 || argument == "-" || argument == "--" {
+            return (options, left(&argument, arguments));
         }
-        _ => argument,
+        // More dashes are no flag in Go either; clap says so.
+        let name = OsStr::from_bytes(&bytes[dashes.min(2)..]);
+        let mut option = OsString::from("--");
+        option.push(name);
+        if name.to_str().is_some_and(|name| HELP.contains(&name)) {
+            option = "--help".into();
+        } else if name.to_str().is_some_and(takes_value)
+            && let Some(value) = arguments.next()
+        {
+            option.push("=");
+            option.push(value);
+        }
+        options.push(option);
     }
+    (options, None)
+}
+
+/// What flanneld silently leaves aside. Values are not shown: one may be a password.
+fn left(first: &OsStr, rest: impl Iterator<Item = OsString>) -> Option<String> {
+    let count = rest.count();
+    if first == "--" {
+        return (count > 0).then(|| {
+            format!("the {count} arguments after -- are ignored, as flanneld ignores them")
+        });
+    }
+    Some(format!(
+        "{first:?} is no option: it and the {count} arguments after it are ignored, as flanneld ignores them; \
+         a boolean takes its value after =, as in --ip-masq=true"
+    ))
 }
 
 /// Options from variables, for those that are not given on the command line.
@@ -129,87 +172,4 @@ fn is_option(argument: &OsStr, long: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prepared(argv: &[&str], environment: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
-        let environment = environment
-            .iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect();
-        let invocation = prepare(argv.iter().map(OsString::from).collect(), &environment);
-        (
-            invocation
-                .argv
-                .iter()
-                .map(|a| a.to_str().unwrap().to_owned())
-                .collect(),
-            invocation.warnings,
-        )
-    }
-
-    fn argv(argv: &[&str]) -> Vec<String> {
-        prepared(argv, &[]).0
-    }
-
-    #[test]
-    fn flags_alone_mean_run() {
-        assert_eq!(argv(&["a", "-iface=eth0"]), ["a", "run", "--iface=eth0"]);
-        assert_eq!(
-            argv(&["a", "--iface", "eth0", "-v=3"]),
-            ["a", "run", "--iface", "eth0", "--v=3"]
-        );
-        assert_eq!(argv(&["/opt/bin/flanneld"]), ["/opt/bin/flanneld", "run"]);
-        assert_eq!(
-            argv(&["flanneld", "-ip-masq"]),
-            ["flanneld", "run", "--ip-masq"]
-        );
-        assert_eq!(
-            argv(&["a", "run", "-ip-masq=false"]),
-            ["a", "run", "--ip-masq=false"]
-        );
-    }
-
-    #[test]
-    fn other_commands_and_top_level_flags_stay() {
-        assert_eq!(argv(&["a"]), ["a"]);
-        assert_eq!(argv(&["a", "status", "--json"]), ["a", "status", "--json"]);
-        assert_eq!(argv(&["a", "-version"]), ["a", "--version"]);
-        assert_eq!(argv(&["flanneld", "-h"]), ["flanneld", "--help"]);
-    }
-
-    #[test]
-    fn variables_fill_in_what_the_command_line_leaves_open() {
-        let environment = [
-            ("FLANNELD_IFACE", "eth7"),
-            ("FLANNELD_IP_MASQ", "1"),
-            ("FLANNELD_ETCD_PREFIX", ""),
-            ("FLANNELD_UNKNOWN", "x"),
-            ("IFACE", "eth8"),
-        ];
-        assert_eq!(
-            prepared(&["flanneld"], &environment).0,
-            ["flanneld", "run", "--iface=eth7", "--ip-masq=1"]
-        );
-        assert_eq!(
-            prepared(&["flanneld", "-iface", "eth0"], &environment).0,
-            ["flanneld", "run", "--ip-masq=1", "--iface", "eth0"]
-        );
-    }
-
-    #[test]
-    fn a_variable_that_cannot_be_parsed_is_only_warned_about() {
-        let (argv, warnings) = prepared(
-            &["flanneld"],
-            &[
-                ("FLANNELD_IP_MASQ", "perhaps"),
-                ("FLANNELD_ETCD_PASSWORD", "secret"),
-            ],
-        );
-        assert_eq!(argv, ["flanneld", "run", "--etcd-password=secret"]);
-        assert_eq!(
-            warnings,
-            ["FLANNELD_IP_MASQ: not a valid value for --ip-masq; ignored"]
-        );
-    }
-}
+mod tests;

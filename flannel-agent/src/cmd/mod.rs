@@ -2,9 +2,12 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; `run`: ended by SIGTERM or SIGINT; `status`: the agent is ready; `fast-path`: it is as wanted |
+//! | 0 | done; `run`: ended by SIGTERM or SIGINT, and for no other reason; `status`: the agent is ready; `fast-path`: it is as wanted |
 //! | 1 | failed: one line on standard error says what, why and what to do; `status`: not ready, or no agent |
 //! | 2 | the command line is wrong |
+//!
+//! `run` waits, and does not end, while etcd, the network config or a free subnet is missing. Upstream also exits 0 for
+//! a wrong command line and for a lost lease, so that `Restart=on-failure` leaves the node without flannel.
 
 pub mod args;
 pub mod cleanup;
@@ -14,6 +17,7 @@ pub mod go_flags;
 pub mod probe;
 pub mod run;
 pub mod status;
+pub mod values;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -32,8 +36,9 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Err(error) => error.exit(),
     };
     let result = match command {
-        Command::Run(options) if options.version => {
-            println!("flannel-agent {}", args::version());
+        Command::Run(options) if options.switches.version => {
+            // Where flanneld prints it.
+            eprintln!("flannel-agent {}", args::version());
             return ExitCode::SUCCESS;
         }
         Command::Run(options) => run::run(*options, &invocation.warnings),

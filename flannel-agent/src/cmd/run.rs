@@ -3,17 +3,22 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use flannel_common::addr::Mac;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
 
-use super::args::{self, AntiSpoof, LogFormat, RunOptions};
+use super::args::{self, AntiSpoof, RunOptions};
 use crate::{
     backend,
     board::Board,
@@ -30,9 +35,11 @@ use crate::{
     },
     lease::{
         Request, SubnetManager,
-        etcd::{Etcd, Options as EtcdOptions, TlsFiles},
+        etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
     },
+    log, metrics,
     netconf::NetworkConfig,
+    notify,
     reconcile::{self, Call, Inputs, Reconciler, Settings, device, rules::Keeper},
     status::{self, Status},
     status_socket::StatusSocket,
@@ -43,17 +50,14 @@ use crate::{
 const LEASE_EVENTS: usize = 1024;
 /// Pause before the interface is looked for again.
 const WAIT: Duration = Duration::from_secs(1);
-/// `-v` from here on means debug.
-const DEBUG_LEVEL: i32 = 4;
-/// `-v` from here on means trace.
-const TRACE_LEVEL: i32 = 6;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When an option cannot be honoured, or the node lacks what the agent needs.
 pub fn run(options: RunOptions, warnings: &[String]) -> anyhow::Result<()> {
-    start_logging(&options);
+    log::start(options.log_format, options.v);
+    metrics::started();
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -69,29 +73,6 @@ pub fn run(options: RunOptions, warnings: &[String]) -> anyhow::Result<()> {
     result
 }
 
-fn start_logging(options: &RunOptions) {
-    use tracing_subscriber::EnvFilter;
-
-    let level = match options.v {
-        ..DEBUG_LEVEL => "info",
-        DEBUG_LEVEL..TRACE_LEVEL => "debug",
-        TRACE_LEVEL.. => "trace",
-    };
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,flannel_agent={level}")));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr);
-    let started = match options.log_format {
-        LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
-    if let Err(error) = started {
-        eprintln!("error: logging: {error}");
-    }
-}
-
 /// Options that this agent cannot honour are refused by name; those without effect are said so.
 fn check(options: &RunOptions) -> anyhow::Result<()> {
     let switches = &options.switches;
@@ -100,8 +81,8 @@ fn check(options: &RunOptions) -> anyhow::Result<()> {
             "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
         );
     }
-    if switches.use_multi_cluster_cidr.is_some() {
-        tracing::warn!("--use-multi-cluster-cidr was removed from flanneld and has no effect");
+    for name in options.removed.given() {
+        tracing::warn!("{name} was removed from flanneld and has no effect");
     }
     let endpoints: Vec<&String> = options
         .etcd_endpoints
@@ -130,6 +111,7 @@ fn is_endpoint(url: &str) -> bool {
 }
 
 async fn supervise(options: RunOptions) -> anyhow::Result<()> {
+    end_on_second_signal().context("signal handlers")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT handler")?;
     let board = Board::new(Status {
@@ -147,30 +129,44 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
     let health = match options.healthz_port {
         0 => None,
         port => Some(
-            health::bind(options.healthz_ip, port)
+            health::bind(&options.healthz_ip, port)
                 .await
                 .with_context(|| {
                     format!(
-                        "--healthz-ip = {}, --healthz-port = {port}",
+                        "--healthz-ip = {}, --healthz-port = {port}: choose an address and port that are free",
                         options.healthz_ip
                     )
                 })?,
         ),
     };
     if let Some(listener) = health {
-        tokio::spawn(health::serve(listener, board.clone()));
+        tokio::spawn(health::serve(listener, board.clone(), call.clone()));
     }
     tracing::info!(
         version = args::version(),
         pid = std::process::id(),
         "starting"
     );
-    tokio::select! {
+    let result = tokio::select! {
         result = agent(options, board.clone(), calls) => result,
         () = socket.serve(board, call) => Ok(()),
         _ = terminate.recv() => { tracing::info!("SIGTERM: leaving everything in place"); Ok(()) }
         _ = interrupt.recv() => { tracing::info!("SIGINT: leaving everything in place"); Ok(()) }
+    };
+    notify::stopping();
+    result
+}
+
+/// From the second on, SIGTERM and SIGINT end the process at once, whatever it is doing: a call into the kernel that
+/// does not return must not need SIGKILL.
+fn end_on_second_signal() -> std::io::Result<()> {
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal finds that nobody has asked yet.
+        flag::register_conditional_default(signal, asked.clone())?;
+        flag::register(signal, asked.clone())?;
     }
+    Ok(())
 }
 
 async fn agent(
@@ -178,7 +174,7 @@ async fn agent(
     board: Board,
     mut calls: mpsc::Receiver<Call>,
 ) -> anyhow::Result<()> {
-    let mut manager = subnet_manager(&options);
+    let mut manager = subnet_manager(&options)?;
     let config = while_answering(&mut calls, manager.network_config(&board)).await;
     tracing::info!(config = %serde_json::to_string(&config)?, "network config");
     board.update(|status| status.config = serde_json::to_value(&config).ok());
@@ -297,15 +293,18 @@ async fn while_answering<T>(calls: &mut mpsc::Receiver<Call>, phase: impl Future
     }
 }
 
-fn subnet_manager(options: &RunOptions) -> Etcd {
-    let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
-    let tls = given(&options.etcd_certfile)
-        .zip(given(&options.etcd_keyfile))
-        .map(|(certificate, key)| TlsFiles {
-            certificate,
-            key,
-            authority: given(&options.etcd_cafile),
-        });
+/// The files of TLS, which must be there and fit together at the start as for upstream; later they may change.
+fn tls_files(options: &RunOptions) -> Result<TlsFiles, TlsError> {
+    let files = TlsFiles::new(
+        &options.etcd_certfile,
+        &options.etcd_keyfile,
+        &options.etcd_cafile,
+    )?;
+    files.load()?;
+    Ok(files)
+}
+
+fn subnet_manager(options: &RunOptions) -> anyhow::Result<Etcd> {
     let user = (!options.etcd_username.is_empty()).then(|| {
         (
             options.etcd_username.clone(),
@@ -320,13 +319,11 @@ fn subnet_manager(options: &RunOptions) -> Etcd {
             .cloned()
             .collect(),
         prefix: options.etcd_prefix.trim_end_matches('/').to_owned(),
-        tls,
+        tls: tls_files(options)?,
         user,
     };
-    Etcd::new(
-        etcd,
-        Duration::from_secs(options.subnet_lease_renew_margin * 60),
-    )
+    let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
+    Ok(Etcd::new(etcd, margin))
 }
 
 /// What the host must provide and the agent does not change, as upstream does not.
@@ -360,7 +357,7 @@ fn wanted_interface(options: &RunOptions, config: &NetworkConfig) -> iface::Opti
     iface::Options {
         iface: options.iface.clone(),
         iface_regex: options.iface_regex.clone(),
-        can_reach: options.iface_can_reach.0.map(IpAddr::from),
+        can_reach: options.iface_can_reach.0,
         public: PerFamily {
             v4: options.public_ip.0.map(IpAddr::from),
             v6: options.public_ipv6.0.map(IpAddr::from),

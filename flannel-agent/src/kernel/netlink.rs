@@ -14,6 +14,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::net::RecvFlags;
 
+use crate::metrics::COUNTERS;
+
 /// Requests per `sendmsg`. Every answer takes about a KiB of the socket's receive buffer (208 KiB by default).
 const BATCH: usize = 64;
 /// The kernel builds dump messages of at most 32 KiB for a reader that offers at least as much.
@@ -69,6 +71,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn transfer(operation: &'static str, source: io::Error) -> Error {
+    COUNTERS.netlink_errors.count();
+    Error::Transfer { operation, source }
 }
 
 /// A request: the message and `NLM_F_*` flags beyond `NLM_F_REQUEST | NLM_F_ACK`.
@@ -187,10 +194,7 @@ impl Netlink {
         self.socket
             .send(bytes, 0)
             .map(drop)
-            .map_err(|source| Error::Transfer {
-                operation: "send",
-                source,
-            })
+            .map_err(|source| transfer("send", source))
     }
 
     fn receive(&mut self) -> Result<usize, Error> {
@@ -198,12 +202,7 @@ impl Netlink {
             match rustix::net::recv(&self.socket, &mut *self.buffer, RecvFlags::empty()) {
                 Ok((read, _)) => return Ok(read),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => {
-                    return Err(Error::Transfer {
-                        operation: "receive",
-                        source: errno.into(),
-                    });
-                }
+                Err(errno) => return Err(transfer("receive", errno.into())),
             }
         }
     }
@@ -319,10 +318,13 @@ fn decode(one: &[u8]) -> Result<Payload, Error> {
         NetlinkPayload::Done(_) => Payload::Done,
         NetlinkPayload::Error(error) => Payload::Acknowledged(match error.code {
             None => Ok(()),
-            Some(_) => Err(Error::Refused {
-                source: error.to_io(),
-                text: error_text(one),
-            }),
+            Some(_) => {
+                COUNTERS.netlink_errors.count();
+                Err(Error::Refused {
+                    source: error.to_io(),
+                    text: error_text(one),
+                })
+            }
         }),
         NetlinkPayload::Noop => Payload::Answer(None),
         other => return Err(Error::Decode(format!("{other:?}"))),

@@ -2,12 +2,15 @@
 
 use flannel_common::addr::Mac;
 
-use crate::kernel::{
-    apply,
-    diff::{self, LinkOp},
-    netlink::{Error, Netlink},
-    objects::{Link, Observed, TunnelDevice, TunnelKind},
-    observe,
+use crate::{
+    kernel::{
+        apply,
+        diff::{self, LinkOp},
+        netlink::{Error, Netlink},
+        objects::{Link, Observed, TunnelDevice, TunnelKind},
+        observe,
+    },
+    metrics::{COUNTERS, Kind},
 };
 
 /// Looks again after each round of changes; a device that is wrong needs one round to make it and one to set it up.
@@ -81,7 +84,9 @@ pub fn ensure(
         }
         for op in &ops {
             tracing::info!("{}", describe(op));
-            apply::link(netlink, op).map_err(|source| DeviceError::Change {
+            let result = apply::link(netlink, op);
+            COUNTERS.changes(Kind::Link).count(&result);
+            result.map_err(|source| DeviceError::Change {
                 what: describe(op),
                 source,
             })?;

@@ -7,6 +7,7 @@
 mod blackhole;
 pub mod device;
 mod dirty;
+mod measure;
 mod pass;
 mod repair;
 mod report;
@@ -24,7 +25,7 @@ use tokio::{
 pub use dirty::Dirty;
 pub use pass::{Reconciler, Settings};
 
-use crate::{fastpath, kernel::events::Events, lease};
+use crate::{fastpath, kernel::events::Events, lease, metrics::COUNTERS};
 
 /// All is read again at this interval, in case an event was missed; upstream's for routes.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ pub struct Call {
 pub enum Wanted {
     /// The status board brought up to date.
     Status,
+    /// The numbers of a scrape brought up to date.
+    Metrics,
     /// Another mode of the fast path.
     FastPath(fastpath::Mode),
 }
@@ -82,6 +85,7 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
         if dirty.any() && (!dirty.reads() || last_read.elapsed() >= DEBOUNCE) {
             let reads = dirty.reads();
             let complete = reconciler.pass(std::mem::take(&mut dirty), &inputs.rules.state());
+            COUNTERS.passes.count();
             inputs.rules.want(|rules| rules.guard = reconciler.guard());
             if reads {
                 last_read = Instant::now();
@@ -90,6 +94,7 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
                 retry = RETRY_MIN;
                 retry_at = None;
             } else {
+                COUNTERS.incomplete_passes.count();
                 retry_at = Some(Instant::now() + retry);
                 retry = (retry * 2).min(RETRY_MAX);
             }
@@ -121,7 +126,10 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
                     reconciler.pass(Dirty::all(), &inputs.rules.state());
                     inputs.rules.want(|rules| rules.guard = reconciler.guard());
                 }
-                reconciler.report(&inputs.rules.state());
+                match wanted {
+                    Wanted::Metrics => reconciler.measure(&inputs.rules.state()),
+                    Wanted::Status | Wanted::FastPath(_) => reconciler.report(&inputs.rules.state()),
+                }
                 // Whoever asked may have given up.
                 let _ = done.send(());
             }

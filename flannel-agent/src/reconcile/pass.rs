@@ -434,7 +434,7 @@ impl Reconciler {
                 self.board.update(|status| {
                     if !status.ready {
                         tracing::info!("ready");
-                        crate::health::notify_ready();
+                        crate::notify::ready();
                     }
                     status.ready = true;
                 });

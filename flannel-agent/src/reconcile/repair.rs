@@ -15,6 +15,7 @@ use crate::{
         netlink::Error,
         observe,
     },
+    metrics::{COUNTERS, Kind},
 };
 
 /// What leases that have changed concern.
@@ -143,6 +144,7 @@ impl Reconciler {
         let results = apply::peers(&mut self.netlink, ops)?;
         let mut changed = 0;
         for (op, result) in ops.iter().zip(results) {
+            COUNTERS.changes(kind(op)).count(&result);
             match result {
                 Ok(()) => {
                     changed += 1;
@@ -167,6 +169,14 @@ impl Reconciler {
         });
         self.board.problem("objects", problem);
         Ok(self.failures.is_empty())
+    }
+}
+
+fn kind(op: &Op) -> Kind {
+    match op {
+        Op::SetNeighbour(..) | Op::RemoveNeighbour(..) => Kind::Neighbour,
+        Op::SetFdb(..) | Op::RemoveFdb(..) => Kind::Fdb,
+        Op::SetRoute(..) | Op::RemoveRoute(..) => Kind::Route,
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use crate::{
     board::Board,
     kernel::rules::{self, Listing, Rules, Tool, events::Events},
+    metrics::{COUNTERS, Kind},
     status::Object,
 };
 
@@ -174,7 +175,9 @@ fn check_or_write(rules: Rules, written: Option<Written>) -> Result<Written, rul
         Some(written) => written.tool,
         None => rules.choose_tool()?,
     };
-    let listing = rules.install(&tool)?;
+    let result = rules.install(&tool);
+    COUNTERS.changes(Kind::Rules).count(&result);
+    let listing = result?;
     Ok(Written {
         rules,
         tool,

@@ -5,9 +5,10 @@ use lab::services::Form;
 use crate::support::{Outcome, Setting};
 use crate::{
     away, blackholes, bypass, cleanup, comparison, config, declined, differential, escape,
-    fallback, floods, flow, flows, headers, ipvs, kernels, life, marks, matrix, mixed, mtu, nodes,
-    offloads, order, permission, policies, repair, restart, routes, rule_sources, rule_tools,
-    rules, scenarios, services, spoofing, tiers, window, wire, xdp,
+    fallback, floods, flow, flows, headers, ipvs, kernels, life, marks, matrix, members, mixed,
+    mtu, nodes, offloads, order, permission, policies, process, repair, restart, routes,
+    rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers, window, wire,
+    xdp,
 };
 
 /// A test of one backend on one path.
@@ -117,10 +118,39 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
         "a_missing_network_config_is_waited_for",
         config::no_network_config,
     ),
+    (
+        "etcd_is_verified_by_the_authority_alone",
+        secure::by_the_authority_alone,
+    ),
+    (
+        "certificates_change_while_the_agent_runs",
+        secure::with_certificates_that_change,
+    ),
+    ("tokens_expire_and_passwords_change", secure::with_users),
+    (
+        "signed_tokens_expire_and_passwords_change",
+        secure::with_users_and_signed_tokens,
+    ),
+    ("members_of_etcd_come_and_go", members::come_and_go),
+    (
+        "what_cannot_work_ends_with_its_status_and_one_line",
+        process::exit_statuses,
+    ),
+    ("a_signal_ends_it_whatever_it_waits_for", process::stops),
+    ("systemd_hears_how_it_is", process::tells_systemd),
+    (
+        "probes_are_answered_and_metrics_are_true",
+        process::probes_and_metrics,
+    ),
+    ("a_thousand_leases_are_a_few_lines", process::logs_are_brief),
 ];
 
 /// Tests of the fast path, with every backend.
 pub(crate) const FAST: &[(&str, Test)] = &[
+    (
+        "probes_are_answered_and_metrics_are_true",
+        process::probes_and_metrics,
+    ),
     ("clsact_filters_carry", tiers::attached_by_clsact),
     (
         "a_hook_at_the_bridge_carries",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use etcd_client::KeyValue;
 use ipnet::IpNet;
 
-use super::store::{Error, Store};
+use super::{error::Error, store::Store};
 use crate::{
     family::{Family, PerFamily},
     lease::{Attributes, OwnLease, Request, alloc, key},

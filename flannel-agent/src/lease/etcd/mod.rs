@@ -5,7 +5,9 @@
 //! key alone, so that it causes no event on other nodes.
 
 mod acquire;
+mod error;
 mod store;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -19,11 +21,13 @@ use tokio::{
 };
 
 use acquire::{Claim, LEASE_TTL, Outcome, Own};
-use store::{Error, Store};
-pub use store::{Options, TlsFiles};
+use error::Error;
+pub use store::Options;
+use store::Store;
+pub use tls::{Error as TlsError, TlsFiles};
 
 use super::{Attributes, Entry, Event, Lease, OwnLease, Request, SubnetManager, key};
-use crate::{board::Board, netconf::NetworkConfig};
+use crate::{board::Board, metrics::COUNTERS, netconf::NetworkConfig};
 
 /// First pause after a failure; doubles up to `BACKOFF_MAX`.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -215,24 +219,29 @@ impl Keeper {
         let mut watch: WatchStream = self.etcd.store.watch(&prefix, revision + 1).await?;
         self.board.problem(PROBLEM, None);
         *backoff = Backoff::new();
+        let mut changed_files = self.etcd.store.changed_files();
         loop {
             tokio::select! {
                 message = watch.message() => match message {
                     Ok(Some(response)) if response.canceled() => {
+                        if response.compact_revision() == 0 {
+                            return Err(Error::Cancelled(response.cancel_reason().to_owned()));
+                        }
                         tracing::info!(
-                            reason = response.cancel_reason(),
                             compacted = response.compact_revision(),
-                            "watch ended by etcd; listing again"
+                            "watch ended by a compaction; listing again"
                         );
                         return Ok(());
                     }
                     Ok(Some(response)) => self.watched(&prefix, &response).await?,
                     Ok(None) => return Ok(()),
-                    Err(source) => {
-                        return Err(Error::Request { operation: "watch", source: Box::new(source) });
-                    }
+                    Err(source) => return Err(Error::watch(source)),
                 },
                 () = until(self.renewal) => self.renew().await?,
+                // An error means that the agent ends.
+                Ok(()) = changed_files.changed() => if self.etcd.store.renew().await {
+                    return Ok(());
+                },
                 changed = publish.changed() => match changed {
                     Ok(()) => {
                         let attributes = publish.borrow_and_update().clone();
@@ -266,6 +275,9 @@ impl Keeper {
 
     /// Reports a batch of changes.
     async fn watched(&mut self, prefix: &str, response: &WatchResponse) -> Result<(), Error> {
+        COUNTERS
+            .etcd_watch_events
+            .add(response.events().len() as u64);
         for event in response.events() {
             let Some(entry) = event.kv() else { continue };
             let own = entry.key() == self.own.key.as_bytes();
