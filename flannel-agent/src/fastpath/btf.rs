@@ -16,20 +16,29 @@ const MEMBER_LEN: usize = 12;
 
 const KIND_STRUCT: u32 = 4;
 
-/// Offsets in bytes of `members` of structure `name`, as `module` or the kernel itself defines it.
-pub fn offsets<const N: usize>(
-    module: Option<&str>,
-    name: &str,
-    members: [&str; N],
-) -> Option<[u32; N]> {
-    let directory = Path::new(DIRECTORY);
-    let base = fs::read(directory.join("vmlinux")).ok()?;
-    let base = Btf::new(&base)?;
-    if let Some(offsets) = base.offsets(&[], name, members) {
-        return Some(offsets);
+/// The types of the running kernel: several MB, so read once and not kept.
+pub struct Kernel(Vec<u8>);
+
+impl Kernel {
+    /// Reads them; none where the kernel does not show them.
+    pub fn read() -> Option<Self> {
+        fs::read(Path::new(DIRECTORY).join("vmlinux")).ok().map(Self)
     }
-    let own = fs::read(directory.join(module?)).ok()?;
-    Btf::new(&own)?.offsets(base.strings, name, members)
+
+    /// Offsets in bytes of `members` of structure `name`, as `module` or the kernel itself defines it.
+    pub fn offsets<const N: usize>(
+        &self,
+        module: Option<&str>,
+        name: &str,
+        members: [&str; N],
+    ) -> Option<[u32; N]> {
+        let base = Btf::new(&self.0)?;
+        if let Some(offsets) = base.offsets(&[], name, members) {
+            return Some(offsets);
+        }
+        let own = fs::read(Path::new(DIRECTORY).join(module?)).ok()?;
+        Btf::new(&own)?.offsets(base.strings, name, members)
+    }
 }
 
 /// One set of types.

@@ -33,8 +33,11 @@ impl Facts {
         if wanted == Attest::Mark || !supported(bpf_func_id::BPF_FUNC_probe_read_kernel) {
             return facts;
         }
-        let packet = btf::offsets(None, "sk_buff", ["_nfct"]);
-        let connection = btf::offsets(Some("nf_conntrack"), "nf_conn", ["status", "tuplehash"]);
+        let Some(types) = btf::Kernel::read() else {
+            return facts;
+        };
+        let packet = types.offsets(None, "sk_buff", ["_nfct"]);
+        let connection = types.offsets(Some("nf_conntrack"), "nf_conn", ["status", "tuplehash"]);
         if let (Some([nfct]), Some([status, tuples])) = (packet, connection) {
             (facts.nfct, facts.ct_status, facts.ct_tuples) = (nfct, status, tuples);
         }

@@ -50,6 +50,8 @@ pub fn load(
 ) -> Result<Ebpf, EbpfError> {
     let mut loader = EbpfLoader::new();
     loader
+        // Nothing in the object is relocated by the kernel's types, and reading them costs more than all else at start-up.
+        .btf(None)
         .map_max_entries(FLOWS, flows)
         .override_global("COARSE_CLOCK", &facts.coarse_clock, true)
         .override_global("NFCT", &facts.nfct, true)
