@@ -2,6 +2,8 @@
 
 use std::io::{self, Write as _};
 
+use serde_json::Value;
+
 use super::{
     delegate::Delegate, env::SubnetEnv, error::Error, invoke::Plugins, lock::Lock,
     netconf::NetConf, request::Attachment, state::Store,
@@ -85,6 +87,10 @@ fn del_without_state(conf: &NetConf, plugins: &Plugins) -> Result<(), Error> {
 /// # Errors
 /// What the delegate reports; or if nobody knows what to ask it, since state and `subnet.env` are both missing.
 pub fn check(conf: &NetConf, attachment: &Attachment, plugins: &Plugins) -> Result<(), Error> {
+    let conf = NetConf {
+        previous_result: conf.previous_result.clone().map(with_gateways),
+        ..conf.clone()
+    };
     let store = Store::new(&conf.data_directory);
     let previous = conf.previous_result.as_ref();
     let saved = store.find(attachment, &conf.name)?;
@@ -92,12 +98,34 @@ pub fn check(conf: &NetConf, attachment: &Attachment, plugins: &Plugins) -> Resu
         Some(remembered) => remembered,
         None => {
             let env = SubnetEnv::load(&conf.subnet_file).map_err(Error::SubnetEnv)?;
-            let delegate = Delegate::new(conf, &env)?;
+            let delegate = Delegate::new(&conf, &env)?;
             let config = delegate.to_json();
             (delegate.plugin, config)
         }
     };
     plugins.call("CHECK", &plugin, &config)
+}
+
+/// A result in which each route has the gateway that it was made with.
+///
+/// Routes to the flannel networks come without one, and interface plugins then use that of the first address of the
+/// family (containernetworking/plugins, `ipam.ConfigureIface`). But their CHECK compares to the letter
+/// (`ip.ValidateExpectedRoute`), and would find every flannel container broken.
+fn with_gateways(mut result: Value) -> Value {
+    let ips = result["ips"].as_array().cloned().unwrap_or_default();
+    let is_v6 = |value: &Value| value.as_str().is_some_and(|text| text.contains(':'));
+    let routes = result.get_mut("routes").and_then(Value::as_array_mut);
+    for route in routes.into_iter().flatten() {
+        let family = is_v6(&route["dst"]);
+        let gateway = ips
+            .iter()
+            .map(|ip| &ip["gateway"])
+            .find(|gateway| gateway.is_string() && is_v6(gateway) == family);
+        if let (Some(gateway), Some(route)) = (gateway, route.as_object_mut()) {
+            route.entry("gw").or_insert_with(|| gateway.clone());
+        }
+    }
+    result
 }
 
 /// Tells whether ADD can be served.
@@ -124,4 +152,35 @@ fn is_attached(conf: &NetConf) -> bool {
         let saved = store.read(entry).ok().flatten();
         saved.is_some_and(|saved| saved.network() == Some(&conf.name))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn routes_get_the_gateway_of_their_family() {
+        let result = json!({
+            "ips": [{ "address": "10.5.7.2/24" }, { "gateway": "10.5.7.1" }, { "gateway": "10.5.8.1" }, { "gateway": "fd00::1" }],
+            "routes": [{ "dst": "10.5.0.0/16" }, { "dst": "fd00::/48" }, { "dst": "0.0.0.0/0", "gw": "10.5.7.9" }, 1],
+        });
+        assert_eq!(
+            with_gateways(result)["routes"],
+            json!([
+                { "dst": "10.5.0.0/16", "gw": "10.5.7.1" },
+                { "dst": "fd00::/48", "gw": "fd00::1" },
+                { "dst": "0.0.0.0/0", "gw": "10.5.7.9" },
+                1
+            ])
+        );
+        for odd in [
+            json!({}),
+            json!({ "ips": 1, "routes": 2 }),
+            json!({ "routes": [{}, []] }),
+        ] {
+            assert_eq!(with_gateways(odd.clone()), odd);
+        }
+    }
 }
