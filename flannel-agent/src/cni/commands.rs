@@ -109,8 +109,8 @@ pub fn check(conf: &NetConf, attachment: &Attachment, plugins: &Plugins) -> Resu
 /// A result in which each route has the gateway that it was made with.
 ///
 /// Routes to the flannel networks come without one, and interface plugins then use that of the first address of the
-/// family (containernetworking/plugins, `ipam.ConfigureIface`). But their CHECK compares to the letter
-/// (`ip.ValidateExpectedRoute`), and would find every flannel container broken.
+/// family (containernetworking/plugins, `ipam.ConfigureIface`). But their CHECK compares to the letter in releases before
+/// 1.3 (`ip.ValidateExpectedRoute`), and would find every flannel container broken.
 fn with_gateways(mut result: Value) -> Value {
     let ips = result["ips"].as_array().cloned().unwrap_or_default();
     let is_v6 = |value: &Value| value.as_str().is_some_and(|text| text.contains(':'));

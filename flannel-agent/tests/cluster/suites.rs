@@ -69,6 +69,10 @@ pub(crate) const CNI: &[(&str, Test)] = &[
     ("cni_results_go_along_the_chain", cni::chained),
     ("cni_pods_are_checked", cni::checked),
     ("cni_killed_plugins_leave_nothing", cni::killed),
+    (
+        "cni_commands_for_one_container_take_turns",
+        cni::same_container,
+    ),
     ("cni_del_needs_no_state", cni::without_state),
     ("cni_interfaces_do_not_meet", cni::interfaces),
     ("cni_garbage_is_collected", cni::collected),

@@ -4,6 +4,8 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -51,13 +53,50 @@ pub(crate) fn killed(_: Setting) -> Outcome {
             let begin = Instant::now();
             slow.del(&container, &conf)?;
             ensure!(
-                ended.exists() != !goes_on,
+                ended.exists() == goes_on,
                 "DEL after {:?} did not wait for the delegate",
                 begin.elapsed()
             );
             runtime.nothing_is_left()?;
         }
         Ok(())
+    })
+}
+
+/// Commands for one container that come all at once, as no runtime should send them, end in nothing after one more DEL.
+pub(crate) fn same_container(_: Setting) -> Outcome {
+    /// Commands at a time.
+    const THREADS: usize = 6;
+    /// Rounds of ADD and DEL of each.
+    const ROUNDS: usize = 4;
+    with_runtime(ENV, |runtime| {
+        let conf = runtime.conf("1.0.0");
+        let container = runtime.container()?;
+        let added = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|number| {
+                    let (container, conf, added) = (&container, &conf, &added);
+                    scope.spawn(move || -> Outcome {
+                        for round in 0..ROUNDS {
+                            if (number + round) % 2 == 0 {
+                                // It fails where the interface is there already.
+                                let answer = runtime.call("ADD", container, "eth0", conf)?;
+                                added.fetch_add(answer.success.into(), Ordering::Relaxed);
+                            } else {
+                                runtime.del(container, conf)?;
+                            }
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            let mut results = threads.into_iter().map(|thread| thread.join());
+            results.try_for_each(|result| result.expect("no thread panics"))
+        })?;
+        ensure!(added.into_inner() > 0, "no ADD succeeded");
+        runtime.del(&container, &conf)?;
+        runtime.nothing_is_left()
     })
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 pub(crate) use delegates::{errors, exchanged, passed_on};
-pub(crate) use gone::{collected, interfaces, killed, without_state};
+pub(crate) use gone::{collected, interfaces, killed, same_container, without_state};
 use lab::{ClusterConfig, Node, NodeConfig, cni::plugin_directory, netns::Netns, process};
 use serde_json::{Value, json};
 
