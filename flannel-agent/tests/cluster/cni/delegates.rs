@@ -5,7 +5,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-use super::{Container, ENV, PLUGIN, Runtime, files, with_runtime};
+use super::{
+    ENV, PLUGIN,
+    runtime::{Container, Runtime, files, start, with_runtime},
+};
 use crate::support::{Outcome, Setting};
 
 /// A `bridge` that keeps what it is told, and answers what it was given.
@@ -90,7 +93,7 @@ pub(crate) fn exchanged(_: Setting) -> Outcome {
         let result = r#"{ "cniVersion":"0.3.1", "ips":[] , "dns":{}}"#;
         delegate.answers("ADD", result)?;
         let mut command = runtime.command("ADD", Some((container, "eth0")));
-        let output = super::start(&mut command, &conf)?.wait_with_output()?;
+        let output = start(&mut command, &conf)?.wait_with_output()?;
         ensure!(output.stdout == result.as_bytes(), "{output:?}");
         let golden = r#"{"cniVersion":"0.3.1","hairpinMode":true,"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.5.7.0/24"}]],"routes":[{"dst":"10.5.0.0/16"}],"type":"host-local"},"isDefaultGateway":true,"isGateway":true,"mtu":1450,"name":"cbr0","type":"bridge"}"#;
         ensure!(

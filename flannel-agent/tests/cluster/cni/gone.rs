@@ -13,7 +13,10 @@ use anyhow::{Context as _, ensure};
 use lab::{cni::plugin_directory, process, wait};
 use serde_json::{Value, json};
 
-use super::{Container, ENV, Runtime, after, files, pings, start, with_runtime};
+use super::{
+    ENV,
+    runtime::{Container, Runtime, after, files, pings, start, with_runtime},
+};
 use crate::support::{Outcome, Setting};
 
 /// How long a delegate waits that is to be overtaken.
