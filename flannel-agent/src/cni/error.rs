@@ -70,7 +70,7 @@ pub enum Error {
     #[error("error reading from stdin: {0}")]
     Input(io::Error),
     /// The network config is no JSON, or a field has the wrong type.
-    #[error("failed to load netconf: {0}")]
+    #[error("failed to load flannel netconf file: failed to load netconf: {0}")]
     NotJson(String),
     /// The network config breaks a rule.
     #[error("{problem}")]
