@@ -1,6 +1,7 @@
 //! Pods, attached as a container runtime and flannel's CNI plugin would do it: the real `bridge` and `host-local`
 //! plugins, with the configuration that flannel generates from `subnet.env` (upstream cni-plugin, `flannel_linux.go`),
 //! and behind them `portmap` for pods with host ports, as kube-flannel's manifest chains it.
+//! A pod can also be attached by flannel's plugin itself, which then runs these.
 
 use std::{
     env, fmt,
@@ -110,6 +111,20 @@ pub fn delegate_config(env: &SubnetEnv, data_directory: &Path) -> serde_json::Va
     })
 }
 
+/// The network config of kube-flannel's manifest for flannel's own CNI plugin, with all paths below a node's directory.
+/// `data_directory` is where `host-local` remembers addresses.
+pub fn flannel_config(node_directory: &Path, data_directory: &Path) -> serde_json::Value {
+    json!({
+        "cniVersion": "0.3.1",
+        "name": "cbr0",
+        "type": "flannel",
+        "subnetFile": node_directory.join("subnet.env"),
+        "dataDir": node_directory.join("flannel"),
+        "delegate": { "hairpinMode": true, "isDefaultGateway": true },
+        "ipam": { "dataDir": data_directory },
+    })
+}
+
 /// A port of a pod that its node opens too (`hostPort`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostPort {
@@ -124,14 +139,16 @@ pub struct HostPort {
 /// How a pod is attached.
 #[derive(Clone, Debug)]
 pub struct PodConfig {
-    /// What `bridge` is told, see [`delegate_config`].
-    pub bridge: serde_json::Value,
+    /// The plugin that attaches: `bridge`, or the path of flannel's own.
+    pub plugin: PathBuf,
+    /// What it is told, see [`delegate_config`] and [`flannel_config`].
+    pub network: serde_json::Value,
     /// What `portmap` is to open.
     pub ports: Vec<HostPort>,
 }
 
 impl PodConfig {
-    /// What a runtime tells `portmap` after `bridge` has answered `result`.
+    /// What a runtime tells `portmap` after the first plugin has answered `result`.
     fn port_mappings(&self, result: &str) -> serde_json::Value {
         let result: serde_json::Value = serde_json::from_str(result).unwrap_or_default();
         let mapping = |port: &HostPort| {
@@ -142,8 +159,8 @@ impl PodConfig {
             })
         };
         json!({
-            "cniVersion": self.bridge["cniVersion"],
-            "name": self.bridge["name"],
+            "cniVersion": self.network["cniVersion"],
+            "name": self.network["name"],
             "type": "portmap",
             "capabilities": { "portMappings": true },
             "runtimeConfig": { "portMappings": self.ports.iter().map(mapping).collect::<Vec<_>>() },
@@ -165,14 +182,20 @@ pub struct Attachment {
     pub host_device: String,
 }
 
-/// Attaches the pod's namespace to the node's bridge, and opens its host ports.
+/// Attaches the pod's namespace to the node's bridge by the plugin that `config` names, and opens its host ports.
 ///
 /// # Errors
 /// What the plugins report.
 pub fn add(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<Attachment> {
-    let result = invoke("ADD", "bridge", node, pod, &config.bridge)?;
+    let result = invoke("ADD", &config.plugin, node, pod, &config.network)?;
     if !config.ports.is_empty() {
-        invoke("ADD", "portmap", node, pod, &config.port_mappings(&result))?;
+        invoke(
+            "ADD",
+            Path::new("portmap"),
+            node,
+            pod,
+            &config.port_mappings(&result),
+        )?;
     }
     parse_result(&result)
 }
@@ -183,19 +206,26 @@ pub fn add(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<Attachment> 
 /// What the plugins report.
 pub fn delete(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<()> {
     if !config.ports.is_empty() {
-        invoke("DEL", "portmap", node, pod, &config.port_mappings(""))?;
+        invoke(
+            "DEL",
+            Path::new("portmap"),
+            node,
+            pod,
+            &config.port_mappings(""),
+        )?;
     }
-    invoke("DEL", "bridge", node, pod, &config.bridge).map(drop)
+    invoke("DEL", &config.plugin, node, pod, &config.network).map(drop)
 }
 
 fn invoke(
     operation: &str,
-    plugin: &str,
+    plugin: &Path,
     node: &Netns,
     pod: &Netns,
     config: &serde_json::Value,
 ) -> Result<String> {
     let directory = plugin_directory()?;
+    // A path that is absolute stays as it is.
     let mut command = Command::new(directory.join(plugin));
     command
         .env("CNI_COMMAND", operation)
@@ -244,7 +274,7 @@ fn parse_result(text: &str) -> Result<Attachment> {
         gateway: Ipv4Addr,
     }
     let bad = |reason: &str| Error::Parse {
-        what: "result of the bridge plugin".to_owned(),
+        what: "result of the CNI plugin".to_owned(),
         reason: reason.to_owned(),
         text: text.to_owned(),
     };
@@ -316,7 +346,8 @@ mod tests {
     #[test]
     fn host_ports_follow_the_bridge() {
         let config = PodConfig {
-            bridge: delegate_config(&ENV.parse().unwrap(), Path::new("/data")),
+            plugin: "bridge".into(),
+            network: delegate_config(&ENV.parse().unwrap(), Path::new("/data")),
             ports: vec![HostPort {
                 host: 8080,
                 pod: 80,
@@ -329,7 +360,7 @@ mod tests {
             json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "udp" }])
         );
         assert_eq!(mappings["prevResult"], json!({ "ips": [] }));
-        assert_eq!(mappings["name"], config.bridge["name"]);
+        assert_eq!(mappings["name"], config.network["name"]);
     }
 
     #[test]

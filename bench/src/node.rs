@@ -239,6 +239,30 @@ impl Node {
     /// # Errors
     /// As [`Node::add_pod`].
     pub fn add_pod_with_ports(&self, ports: &[HostPort]) -> Result<Pod> {
+        self.attach(PodConfig {
+            plugin: "bridge".into(),
+            network: cni::delegate_config(&self.subnet_env()?, &self.address_directory()),
+            ports: ports.to_vec(),
+        })
+    }
+
+    /// As [`Node::add_pod`], by flannel's own CNI plugin, which `program` is the path of: it reads `subnet.env` itself.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_pod_by(&self, program: &Path) -> Result<Pod> {
+        self.attach(PodConfig {
+            plugin: program.to_owned(),
+            network: cni::flannel_config(&self.directory, &self.address_directory()),
+            ports: Vec::new(),
+        })
+    }
+
+    /// Makes the namespace of a pod, which nothing is attached to yet, and gives it the pod's name.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn new_pod_namespace(&self) -> Result<(String, Netns)> {
         let name = format!(
             "{}-p{}",
             self.name,
@@ -247,10 +271,16 @@ impl Node {
         let netns = Netns::create_with(&self.lab.namespace(&name), self.lifetime)?;
         underlay::silence(&netns)?;
         process::run(Some(&netns), "ip", &["link", "set", "lo", "up"])?;
-        let config = PodConfig {
-            bridge: cni::delegate_config(&self.subnet_env()?, &self.directory.join("cni")),
-            ports: ports.to_vec(),
-        };
+        Ok((name, netns))
+    }
+
+    /// Where `host-local` remembers addresses.
+    fn address_directory(&self) -> PathBuf {
+        self.directory.join("cni")
+    }
+
+    fn attach(&self, config: PodConfig) -> Result<Pod> {
+        let (name, netns) = self.new_pod_namespace()?;
         let attachment = cni::add(&self.netns, &netns, &config)?;
         let pod = Pod {
             name,

@@ -22,11 +22,13 @@
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |
 //! | [`subnet_file`] | `subnet.env` |
+//! | [`cni`] | the CNI plugin `flannel`, a program of its own |
 //! | [`status`], [`board`], [`status_socket`], [`health`], [`metrics`], [`log`], [`notify`] | what an operator can see |
 
 pub mod backend;
 pub mod board;
 pub mod cmd;
+pub mod cni;
 pub mod family;
 pub mod fastpath;
 pub mod health;

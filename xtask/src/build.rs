@@ -30,6 +30,9 @@ const GENERATOR: &str = "generator";
 /// The agent's crate and program.
 const AGENT: &str = "flannel-agent";
 
+/// The CNI plugin, which is built with the agent.
+const PLUGIN: &str = "flannel";
+
 /// Names the object that the agent's build script embeds.
 pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
 /// Names the folder of the objects that are wrong on purpose to the cluster tests.
@@ -109,7 +112,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let tools = setup::ensure(workspace, Scope::Build)?;
     let objects = objects(workspace, &tools)?;
     if !options.objects {
-        println!("agent: {}", agent(workspace, &objects)?.display());
+        let agent = agent(workspace, &objects)?;
+        println!("agent: {}", agent.display());
+        println!("CNI plugin: {}", agent.with_file_name(PLUGIN).display());
     }
     print!("{objects}");
     Ok(())

@@ -8,6 +8,7 @@ mod away;
 mod blackholes;
 mod bypass;
 mod cleanup;
+mod cni;
 mod comparison;
 mod config;
 mod declined;
@@ -60,7 +61,7 @@ use std::process::ExitCode;
 use lab::signals;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use suites::{
-    CAUGHT, CONTROL, EVERYWHERE, FAST, FAST_VXLAN, FLOW, FLOW_ALONE, FLOW_LIFE, FLOW_TRAFFIC,
+    CAUGHT, CNI, CONTROL, EVERYWHERE, FAST, FAST_VXLAN, FLOW, FLOW_ALONE, FLOW_LIFE, FLOW_TRAFFIC,
     Lacks, MARKED, MARKS, RULED, SPECIAL, SPECIAL_RULED, TRAFFIC, Test, VXLAN,
 };
 use support::{Backend, Path, Setting, Skipped};
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
             };
             let vxlan = (backend == Backend::Vxlan).then_some(VXLAN);
             let control = (backend == Backend::Vxlan && path == Path::Kernel).then_some(CONTROL);
+            let cni = control.map(|_| CNI);
             let fast = (path == Path::Fast).then_some(FAST);
             let fast_vxlan = fast.and(vxlan).map(|_| FAST_VXLAN);
             let flow = (path == Path::Flow).then_some(FLOW);
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
                 Some(EVERYWHERE),
                 vxlan,
                 control,
+                cni,
                 fast,
                 fast_vxlan,
                 flow,

@@ -4,7 +4,7 @@ use lab::services::Form;
 
 use crate::support::{Outcome, Setting};
 use crate::{
-    away, blackholes, bypass, cleanup, comparison, config, declined, differential, escape,
+    away, blackholes, bypass, cleanup, cni, comparison, config, declined, differential, escape,
     fallback, floods, flow, flows, headers, ipvs, kernels, life, marks, matrix, members, mixed,
     mtu, nodes, offloads, order, permission, policies, process, repair, restart, routes,
     rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers, window, wire,
@@ -58,6 +58,27 @@ pub(crate) const VXLAN: &[(&str, Test)] = &[
         "direct_and_tunnelled_peers_mix",
         routes::direct_and_tunnelled_peers_mix,
     ),
+    ("pods_of_the_cni_plugin_are_pods_like_any", cni::with_agents),
+];
+
+/// Tests of the CNI plugin on a node of its own, which know neither backend nor path.
+pub(crate) const CNI: &[(&str, Test)] = &[
+    ("cni_pods_come_and_go", cni::come_and_go),
+    ("cni_pods_come_and_go_in_crowds", cni::crowds),
+    ("cni_pods_have_both_families", cni::dual_stack),
+    ("cni_results_go_along_the_chain", cni::chained),
+    ("cni_pods_are_checked", cni::checked),
+    ("cni_killed_plugins_leave_nothing", cni::killed),
+    (
+        "cni_commands_for_one_container_take_turns",
+        cni::same_container,
+    ),
+    ("cni_del_needs_no_state", cni::without_state),
+    ("cni_interfaces_do_not_meet", cni::interfaces),
+    ("cni_garbage_is_collected", cni::collected),
+    ("cni_delegates_get_upstreams_bytes", cni::exchanged),
+    ("cni_status_and_gc_are_passed_on", cni::passed_on),
+    ("cni_errors_are_the_specifications", cni::errors),
 ];
 
 /// Tests of what does not depend on the path.
