@@ -22,6 +22,7 @@
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |
 //! | [`subnet_file`] | `subnet.env` |
+//! | [`udp`] | the udp backend's data path: a TUN device and a proxy |
 //! | [`status`], [`board`], [`status_socket`], [`health`], [`metrics`], [`log`], [`notify`] | what an operator can see |
 
 pub mod backend;
@@ -41,3 +42,4 @@ pub mod reconcile;
 pub mod status;
 pub mod status_socket;
 pub mod subnet_file;
+pub mod udp;

@@ -1,0 +1,1 @@
+//! Against bytes that upstream has written.
