@@ -44,7 +44,7 @@ pub(crate) enum Load {
 pub(crate) struct Sample {
     /// Thousands in a second: packets that arrived, or round trips.
     pub(crate) rate: f64,
-    /// CPU time of both proxies for each, in microseconds.
+    /// CPU time of both proxies for each, in microseconds; of both ends too for round trips.
     pub(crate) cpu: f64,
 }
 

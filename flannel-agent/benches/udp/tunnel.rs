@@ -148,14 +148,12 @@ impl Tunnel {
         Ok(end)
     }
 
-    /// The processes that carry.
+    /// The processes that carry, and this one, which sends round trips whoever carries them.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let pids = self.ends.iter().map(|end| match end {
-            End::Program(program) => program.0.id(),
-            End::Ours(_) | End::Upstream(_) => std::process::id(),
+        let programs = self.ends.iter().filter_map(|end| match end {
+            End::Program(program) => Some(program.0.id()),
+            End::Ours(_) | End::Upstream(_) => None,
         });
-        let mut pids: Vec<_> = pids.collect();
-        pids.dedup();
-        pids
+        programs.chain([std::process::id()]).collect()
     }
 }

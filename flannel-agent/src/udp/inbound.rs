@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Buffers of one call.
-const BUFFERS: usize = 32;
+const BUFFERS: usize = 16;
 /// Pause after an error that does not go away by itself, such as want of memory.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
@@ -38,6 +38,9 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
                     let (buffer, size) = receiver.datagrams(index);
                     deliver(shared, buffer, size);
                 }
+                if count < BUFFERS {
+                    shared.wait(Some(shared.socket.as_fd()), None)?;
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 shared.wait(Some(shared.socket.as_fd()), None)?;
@@ -54,6 +57,9 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
 
 /// Writes packets of `size` bytes each to the device; the last may have fewer.
 fn deliver(shared: &Shared, buffer: &mut [u8], size: usize) {
+    if buffer.is_empty() {
+        add(&shared.tally.malformed, 1);
+    }
     let (mut packets, mut bytes) = (0, 0);
     for packet in buffer.chunks_mut(size.max(1)) {
         let Some(header) = Header::read(packet) else {

@@ -46,25 +46,25 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
     };
     let mut sender = Sender::with_capacity(BATCH);
     while !shared.is_ended() {
-        batch.read(shared.tun.as_fd())?;
-        if batch.ends.is_empty() {
-            shared.wait(Some(shared.tun.as_fd()), None)?;
-            continue;
-        }
+        let drained = batch.read(shared.tun.as_fd())?;
         batch.route(shared);
         send(shared, &mut sender, &batch);
+        // Without asking again first: for single packets that would be one call in four.
+        if drained {
+            shared.wait(Some(shared.tun.as_fd()), None)?;
+        }
     }
     Ok(())
 }
 
 impl Batch {
-    /// Reads what there is.
-    fn read(&mut self, tun: BorrowedFd<'_>) -> io::Result<()> {
+    /// Reads what there is and fits; whether that is all.
+    fn read(&mut self, tun: BorrowedFd<'_>) -> io::Result<bool> {
         self.ends.clear();
         let mut start = 0;
         while self.ends.len() < BATCH && self.buffer.len() - start >= LARGEST {
             match read(tun, &mut self.buffer[start..]) {
-                Ok(0) | Err(Errno::AGAIN) => break,
+                Ok(0) | Err(Errno::AGAIN) => return Ok(true),
                 Ok(length) => {
                     start += length;
                     self.ends.push(start);
@@ -73,7 +73,7 @@ impl Batch {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Decides on each packet, in their order.
