@@ -414,7 +414,7 @@ fn the_device_is_the_recorded_one() {
     let subnets = PerFamily::v4("10.5.15.64/26".parse().unwrap());
     let macs = PerFamily::v4(mac(1));
     assert_eq!(
-        devices(&config, &uplink(), &subnets, &macs),
+        devices(&config, &uplink(), &subnets, &macs, None),
         PerFamily::v4(TunnelDevice {
             name: "flannel.42".into(),
             parent: UPLINK,
@@ -438,7 +438,7 @@ fn the_device_is_the_recorded_one() {
 fn each_family_has_a_device_with_the_mtu_that_it_takes() {
     let config = dual_config(r#"{"Type":"vxlan"}"#);
     let macs = both(mac(1), mac(2));
-    let made = devices(&config, &uplink(), &PerFamily::default(), &macs);
+    let made = devices(&config, &uplink(), &PerFamily::default(), &macs, None);
     let shown = made.map(|_, device| (device.name.clone(), device.mtu, device.local));
     assert_eq!(
         shown,

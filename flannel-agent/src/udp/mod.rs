@@ -17,8 +17,8 @@
 //! | `outbound`, `inbound` | the threads |
 //! | `sys` | the calls that neither the standard library nor rustix has: all that is unsafe here |
 //!
-//! The device goes with the process. Its address, MTU and route are kernel objects like any: [`wanted`] says what they
-//! are, and nothing here sets them. No packet is ever changed but for its TTL and the checksum over it.
+//! The device goes with the process. Its address, MTU and route are kernel objects like any: `backend` says what they are,
+//! and nothing here sets them. No packet is ever changed but for its TTL and the checksum over it.
 
 mod counters;
 mod inbound;
@@ -28,7 +28,6 @@ pub mod routes;
 pub mod runs;
 mod sys;
 pub mod tun;
-pub mod wanted;
 
 use std::{
     io,
@@ -108,6 +107,7 @@ impl Error {
 /// A running proxy. It ends, and its device with it, when this is dropped.
 #[derive(Debug)]
 pub struct Proxy {
+    options: Options,
     device: Device,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -163,6 +163,7 @@ impl Proxy {
         });
         // From here on an error ends what was started.
         let mut proxy = Self {
+            options: options.clone(),
             device: Device { name, index },
             shared,
             threads: Vec::new(),
@@ -181,6 +182,11 @@ impl Proxy {
         });
         self.threads.push(thread.map_err(Error::system("thread"))?);
         Ok(())
+    }
+
+    /// What it was started with.
+    pub const fn options(&self) -> &Options {
+        &self.options
     }
 
     /// The TUN device.

@@ -8,12 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use flannel_agent::udp::{
-    self, Counters, Error, Options, Proxy,
-    packet::Header,
-    tun,
-    wanted::{Wanted, wanted},
-};
+use flannel_agent::udp::{self, Counters, Error, Options, Proxy, packet::Header, tun};
 use ipnet::Ipv4Net;
 use lab::{
     Netns,
@@ -26,7 +21,10 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 
-use crate::support::{Outcome, PROMPT, eventually};
+use crate::{
+    pair::{self, Pair},
+    support::{self, Backend, Outcome, PROMPT, Path, Setting, eventually, shell, udp_arrives},
+};
 
 /// All tests of this file.
 pub(crate) const TESTS: &[(&str, fn() -> Outcome)] = &[
@@ -42,6 +40,7 @@ pub(crate) const TESTS: &[(&str, fn() -> Outcome)] = &[
     ("routes_change_at_once", routes_change),
     ("a_deleted_device_is_noticed", deleted_device),
     ("what_is_missing_is_named", missing),
+    ("agents_carry_pods_and_mend_their_devices", agents),
 ];
 
 /// A port of the nodes' own, for traffic inside the tunnel.
@@ -101,11 +100,8 @@ fn start(netns: &Netns, number: u8) -> anyhow::Result<Proxy> {
     let proxy = netns.run(|| Proxy::start(&options(number)))??;
     let peer = 3 - number;
     proxy.set_routes([(subnet(peer), node(peer))].into_iter().collect());
-    let Wanted {
-        address,
-        mtu,
-        route,
-    } = wanted(network(), subnet(number), 1500).context("room")?;
+    // As the agent sets it up.
+    let (address, mtu, route) = (inside(number), 1472, network());
     let device = &proxy.device().name;
     underlay::ip_batch(
         netns,
@@ -483,4 +479,69 @@ fn missing() -> Outcome {
         );
     }
     Ok(())
+}
+
+/// Two agents with the backend udp: pods reach pods, objects and lease are upstream's, and what is deleted comes back.
+fn agents() -> Outcome {
+    const PACKETS: u64 = 200;
+    let setting = Setting {
+        backend: Backend::Vxlan,
+        path: Path::Kernel,
+        mark: false,
+        broken: None,
+    };
+    let config = lab::ClusterConfig {
+        network: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#.into(),
+        ..setting.pair()
+    };
+    support::with_cluster(config, |cluster| {
+        let pair = Pair::of(cluster)?;
+        let [from, to] = &pair.pods;
+        for size in [64, 1472 - HEADERS] {
+            udp_arrives(from, to, PACKETS, size)?;
+            udp_arrives(to, from, PACKETS, size)?;
+        }
+        let node = pair.nodes[0];
+        let agent = pair::agent(node)?;
+        let status = agent.status()?;
+        let subnet: Ipv4Net = status.lease.context("a lease")?.subnet.parse()?;
+        let objects_are_upstreams = || -> Outcome {
+            let addresses = shell(node, "ip -4 -oneline address show dev flannel0")?;
+            let expected = format!("inet {}/32 scope global flannel0", subnet.network());
+            ensure!(
+                addresses.contains(&expected) && addresses.lines().count() == 1,
+                "{addresses}"
+            );
+            let link = shell(node, "ip -details link show dev flannel0")?;
+            ensure!(
+                link.contains("mtu 1472") && link.contains("tun type tun pi off"),
+                "{link}"
+            );
+            let routes = shell(node, "ip route show dev flannel0")?;
+            ensure!(routes.trim() == "10.5.0.0/16", "{routes:?}");
+            Ok(())
+        };
+        objects_are_upstreams()?;
+        ensure!(
+            status
+                .peers
+                .iter()
+                .all(|peer| peer.via == "udp" && peer.problem.is_none()),
+            "{:?}",
+            status.peers
+        );
+
+        for harm in [
+            "ip link delete flannel0",
+            "ip link set flannel0 down",
+            "ip route delete 10.5.0.0/16",
+        ] {
+            shell(node, harm)?;
+            eventually(harm, PROMPT, || {
+                Ok(objects_are_upstreams().map_err(|error| error.to_string()))
+            })?;
+            udp_arrives(from, to, PACKETS, 64)?;
+        }
+        Ok(())
+    })
 }
