@@ -38,12 +38,13 @@ impl Header {
         let ip: Ipv4 = packet.read(0)?;
         let header = Self { ip };
         let total = usize::from(ip.total_len.get());
-        let fits = header.len() >= ipv4::LEN && header.len() <= total && total <= packet.len();
+        let fits =
+            header.length() >= ipv4::LEN && header.length() <= total && total <= packet.len();
         (ip.version_ihl >> 4 == VERSION && fits).then_some(header)
     }
 
     /// Length of the header in bytes, options included.
-    pub fn len(&self) -> usize {
+    fn length(&self) -> usize {
         usize::from(self.ip.version_ihl & 0xf) * size_of::<u32>()
     }
 
@@ -81,7 +82,7 @@ impl Header {
             return None;
         }
         // A packet that is too short for the quotation is filled up with zeros.
-        let quoted = self.len() + QUOTED;
+        let quoted = self.length() + QUOTED;
         let total = ipv4::LEN + ICMP_LEN + quoted;
         let mut ip = Ipv4 {
             version_ihl: ipv4::VERSION_IHL,

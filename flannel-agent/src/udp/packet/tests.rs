@@ -124,7 +124,7 @@ proptest! {
         }
         if let Some(header) = Header::read(&packet) {
             let before = packet.clone();
-            prop_assert!(header.len() <= packet.len());
+            prop_assert!(header.length() <= packet.len());
             if let Some(answer) = header.net_unreachable(&packet, TUNNEL) {
                 prop_assert!(is_right(&answer[..20]) && is_right(&answer[20..]));
                 prop_assert_eq!(Header::read(&answer).map(|it| it.destination()), Some(Ipv4Addr::from(header.ip.source)));
