@@ -15,6 +15,7 @@ use lab::{Netns, underlay};
 use rustix::net::sockopt;
 
 use crate::support::{Outcome, PROMPT, eventually};
+use packets::Wire;
 
 /// A test.
 pub(crate) type Test = fn() -> Outcome;
@@ -26,10 +27,13 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
         packets::every_size,
     ),
     ("a_packet_is_a_datagram", || {
-        packets::a_packet_is_a_datagram(true)
+        packets::a_packet_is_a_datagram(Wire::Aggregates)
     }),
     ("a_packet_is_a_datagram_without_offloads", || {
-        packets::a_packet_is_a_datagram(false)
+        packets::a_packet_is_a_datagram(Wire::Frames)
+    }),
+    ("a_packet_is_a_datagram_on_a_narrow_path", || {
+        packets::a_packet_is_a_datagram(Wire::Narrow)
     }),
     ("datagrams_are_packets", packets::datagrams_are_packets),
     ("no_route_is_answered_as_upstream_does", packets::no_route),
