@@ -17,12 +17,13 @@
 //! | [`netconf`] | the network config: defaults and rules |
 //! | [`lease`] | leases, and the subnet manager that keeps them in etcd |
 //! | [`iface`] | the choice of the interface between nodes |
-//! | [`backend`] | vxlan and host-gw: leases into desired objects, without side effects |
+//! | [`backend`] | vxlan, host-gw, udp: leases into desired objects, without side effects |
 //! | [`kernel`] | reads and writes kernel objects; nothing else does |
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |
 //! | [`subnet_file`] | `subnet.env` |
 //! | [`cni`] | the CNI plugin `flannel`, a program of its own |
+//! | [`udp`] | the udp backend's data path: a TUN device and a proxy |
 //! | [`status`], [`board`], [`status_socket`], [`health`], [`metrics`], [`log`], [`notify`] | what an operator can see |
 
 pub mod backend;
@@ -43,3 +44,4 @@ pub mod reconcile;
 pub mod status;
 pub mod status_socket;
 pub mod subnet_file;
+pub mod udp;

@@ -34,6 +34,9 @@ pub struct Status {
     pub objects: Vec<Object>,
     /// The state of the BPF fast path.
     pub fast_path: FastPath,
+    /// What the udp backend's proxy has carried, and what not and why; absent with another backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<crate::udp::Counters>,
     /// What is wrong at the moment, in one line each; empty when all is well.
     pub problems: Vec<String>,
 }

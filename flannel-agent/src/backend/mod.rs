@@ -4,6 +4,7 @@
 
 mod host_gw;
 pub mod plan;
+mod udp;
 mod vxlan;
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -76,19 +77,38 @@ impl Reach {
 }
 
 /// The tunnel devices that the backend needs; `subnets` are absent before there is a lease, `macs` are for the case
-/// that a device has to be created.
+/// that a device has to be created, `tun` is the name of the device that the udp backend's proxy has made.
 pub fn devices(
     config: &NetworkConfig,
     uplink: &Uplink,
     subnets: &PerFamily<IpNet>,
     macs: &PerFamily<Mac>,
+    tun: Option<&str>,
 ) -> PerFamily<TunnelDevice> {
     match &config.backend {
         Backend::Vxlan(options) => config.pools.filter_map(|family, pool| {
             let mac = macs.get(family)?;
             vxlan::device(options, uplink, family, pool, subnets.get(family), *mac)
         }),
+        Backend::Udp(_) => PerFamily {
+            v4: tun
+                .zip(config.pools.v4.as_ref())
+                .and_then(|(name, pool)| udp::device(name, uplink, pool, subnets.get(Family::V4))),
+            v6: None,
+        },
         _ => PerFamily::default(),
+    }
+}
+
+/// What the udp backend's proxy is started with, if the backend is udp and there is a lease.
+pub fn proxy(
+    config: &NetworkConfig,
+    uplink: &Uplink,
+    subnets: &PerFamily<IpNet>,
+) -> Option<crate::udp::Options> {
+    match &config.backend {
+        Backend::Udp(options) => udp::proxy(options, uplink, subnets),
+        _ => None,
     }
 }
 
@@ -121,6 +141,7 @@ pub fn pod_mtu(config: &NetworkConfig, uplink: &Uplink) -> u32 {
             .map(|(family, _)| vxlan::mtu(options, uplink, family))
             .min()
             .unwrap_or(uplink.mtu),
+        Backend::Udp(_) => udp::mtu(uplink),
         _ => uplink.mtu,
     }
 }
@@ -158,8 +179,17 @@ pub fn objection(config: &NetworkConfig, uplink: &Uplink) -> Option<String> {
                 )
             })
         }
-        Backend::Udp(_) | Backend::Ipip(_) | Backend::Extension(_) => Some(format!(
-            "Backend.Type = {}: not supported yet; use vxlan, host-gw or alloc",
+        Backend::Udp(_) => (udp::mtu(uplink) < udp::LEAST_MTU).then(|| {
+            format!(
+                "MTU of {} = {}: too small for the backend udp, which leaves {} bytes of it where {} are needed",
+                uplink.name,
+                uplink.mtu,
+                udp::mtu(uplink),
+                udp::LEAST_MTU
+            )
+        }),
+        Backend::Ipip(_) | Backend::Extension(_) => Some(format!(
+            "Backend.Type = {}: not supported yet; use vxlan, host-gw, udp or alloc",
             config.backend.name()
         )),
         Backend::Alloc => None,

@@ -17,6 +17,7 @@ use crate::{
         objects::{Desired, Route},
     },
     lease::Lease,
+    netconf::Backend,
 };
 
 /// Why one family of a lease is not reached.
@@ -48,6 +49,7 @@ impl Plan {
         leases: impl IntoIterator<Item = (&'a str, &'a Lease)>,
     ) -> Self {
         let mut plan = Self::default();
+        plan.desired.routes.extend(network_route(facts));
         for (key, lease) in leases {
             plan.add(facts, key, lease, &mut Scope::default());
         }
@@ -190,6 +192,20 @@ impl Plan {
         self.desired.routes.insert(subnet, route);
         scope.routes.insert(subnet);
     }
+}
+
+/// The one route that the udp backend has for all peers: the flannel network, to its device.
+fn network_route(facts: &Facts<'_>) -> Option<(IpNet, Route)> {
+    let Backend::Udp(_) = facts.config.backend else {
+        return None;
+    };
+    let route = Route {
+        gateway: None,
+        device: facts.tunnels.v4?,
+        onlink: false,
+        boot: true,
+    };
+    Some((facts.config.networks().v4?, route))
 }
 
 /// A peer's address.

@@ -38,12 +38,12 @@ use crate::{
         etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
     },
     log, metrics,
-    netconf::NetworkConfig,
+    netconf::{self, NetworkConfig},
     notify,
     reconcile::{self, Call, Inputs, Reconciler, Settings, device, rules::Keeper},
     status::{self, Status},
     status_socket::StatusSocket,
-    subnet_file,
+    subnet_file, udp,
 };
 
 /// Lease events that may wait for the loop.
@@ -187,6 +187,10 @@ async fn agent(
         while_answering(&mut calls, find_interface(&mut netlink, &wanted, &board)).await?;
     if let Some(objection) = backend::objection(&config, &interface) {
         bail!(objection);
+    }
+    if let netconf::Backend::Udp(_) = config.backend {
+        // Before anything is touched.
+        udp::tun::check()?;
     }
     tracing::info!(
         name = interface.name,
@@ -391,7 +395,7 @@ fn make_devices(
     interface: &Uplink,
 ) -> anyhow::Result<PerFamily<Mac>> {
     let mut macs = config.pools.map(|_, _| device::random_mac());
-    let devices = backend::devices(config, interface, &PerFamily::default(), &macs);
+    let devices = backend::devices(config, interface, &PerFamily::default(), &macs, None);
     if devices.is_empty() {
         return Ok(macs);
     }

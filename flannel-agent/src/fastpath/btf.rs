@@ -22,7 +22,9 @@ pub struct Kernel(Vec<u8>);
 impl Kernel {
     /// Reads them; none where the kernel does not show them.
     pub fn read() -> Option<Self> {
-        fs::read(Path::new(DIRECTORY).join("vmlinux")).ok().map(Self)
+        fs::read(Path::new(DIRECTORY).join("vmlinux"))
+            .ok()
+            .map(Self)
     }
 
     /// Offsets in bytes of `members` of structure `name`, as `module` or the kernel itself defines it.

@@ -120,6 +120,10 @@ fn create(device: &TunnelDevice) -> Request {
             LinkInfo::Kind(InfoKind::IpIp),
             LinkInfo::Data(InfoData::IpTunnel(vec![InfoIpTunnel::Local(device.local)])),
         ])),
+        // The kernel makes these for the process that is to hold them and refuses this; the next pass has another proxy.
+        TunnelKind::Tun => message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Tun)])),
     }
     (
         RouteNetlinkMessage::NewLink(message),

@@ -126,6 +126,8 @@ fn incompatibility(desired: &TunnelDevice, link: &Link) -> Option<String> {
         ),
         (TunnelKind::Ipip, LinkKind::Ipip(_)) => None,
         (TunnelKind::Ipip, _) => Some("it is no IPIP device".into()),
+        // Its name comes from the proxy that has just made it.
+        (TunnelKind::Tun, _) => None,
     }
 }
 

@@ -72,7 +72,7 @@ pub struct VxlanAttributes {
 /// A tunnel device that should exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelDevice {
-    /// `flannel.<VNI>`, `flannel-v6.<VNI>` or `flannel.ipip`.
+    /// `flannel.<VNI>`, `flannel-v6.<VNI>`, `flannel.ipip` or `flannel<N>`.
     pub name: String,
     /// Index of the underlay interface.
     pub parent: u32,
@@ -95,6 +95,8 @@ pub enum TunnelKind {
     Vxlan(VxlanOptions),
     /// IPIP: IPv4 in IPv4.
     Ipip,
+    /// TUN: a device that a process makes and holds, here the udp backend's proxy.
+    Tun,
 }
 
 /// How a VXLAN device is made.

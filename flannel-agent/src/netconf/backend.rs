@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Fields, Findings, Noted, Reader};
+use crate::udp::DEFAULT_PORT;
 
 /// Largest VXLAN network identifier (RFC 7348, section 5: 24 bits).
 const VNI_MAX: u64 = (1 << 24) - 1;
@@ -11,8 +12,6 @@ const VNI_MAX: u64 = (1 << 24) - 1;
 const UNDERLAY_MTU_MIN: u64 = 68 + 50;
 /// Largest MTU that an IPv4 packet can use.
 const MTU_MAX: u64 = 65_535;
-/// Port of the udp backend, unless another is chosen; upstream's.
-const UDP_PORT: u16 = 8285;
 
 /// How packets travel between nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -119,7 +118,7 @@ pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Result<Back
         findings.warnings.push(
             "Backend: absent, which means udp, the slowest: set it to {\"Type\":\"vxlan\"}".into(),
         );
-        return Ok(Backend::Udp(Udp { port: UDP_PORT }));
+        return Ok(Backend::Udp(Udp { port: DEFAULT_PORT }));
     };
     let fields: Fields = match serde_json::from_value(value.clone()) {
         Ok(fields) => fields,
@@ -190,7 +189,7 @@ fn vxlan(reader: &mut Reader<'_>) -> Result<Vxlan, Noted> {
 fn udp(reader: &mut Reader<'_>) -> Result<Udp, Noted> {
     let port = reader.integer("Port", 1..=u16::MAX.into())?;
     Ok(Udp {
-        port: port.map_or(UDP_PORT, |port| port as u16),
+        port: port.map_or(DEFAULT_PORT, |port| port as u16),
     })
 }
 

@@ -114,7 +114,7 @@ fn describe(op: &LinkOp) -> String {
             TunnelKind::Vxlan(options) => {
                 format!("create device {} with MAC {}", device.name, options.mac)
             }
-            TunnelKind::Ipip => format!("create device {}", device.name),
+            TunnelKind::Ipip | TunnelKind::Tun => format!("create device {}", device.name),
         },
         LinkOp::SetLearning(_, on) => format!("set learning of the tunnel device to {on}"),
         LinkOp::SetMtu(_, mtu) => format!("set MTU of the tunnel device to {mtu}"),

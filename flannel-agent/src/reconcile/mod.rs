@@ -13,6 +13,7 @@ mod repair;
 mod report;
 pub mod rules;
 mod topology;
+mod udp;
 mod uplink;
 
 use std::time::Duration;

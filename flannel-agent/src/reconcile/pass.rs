@@ -18,7 +18,7 @@ use crate::{
         events::Event,
         ipsec,
         netlink::{Error, Netlink},
-        objects::{Link, Observed, TunnelDevice},
+        objects::{Link, Observed, TunnelDevice, TunnelKind},
         observe::{self, Hop},
         pods::{Pods, Scan},
         traffic_control,
@@ -26,6 +26,7 @@ use crate::{
     lease::{self, Attributes, Lease, Leases, OwnLease},
     netconf::NetworkConfig,
     subnet_file::SubnetFile,
+    udp::Proxy,
 };
 
 /// What does not change while the agent runs.
@@ -72,6 +73,8 @@ pub struct Reconciler {
     pub(super) pods: Pods,
     pub(super) scan: Scan,
     pub(super) fast_path: FastPath,
+    /// What carries packets for the udp backend, while it runs.
+    pub(super) proxy: Option<Proxy>,
     pub(super) topology: Option<Topology>,
     /// The mark that netfilter sets, once its rule is there.
     pub(super) marked: Option<u32>,
@@ -113,6 +116,7 @@ impl Reconciler {
             pods: Pods::default(),
             scan: Scan::default(),
             fast_path,
+            proxy: None,
             topology: None,
             marked: None,
             failures: BTreeMap::new(),
@@ -257,7 +261,7 @@ impl Reconciler {
             if !self.find_uplink(&mut dirty) {
                 return Ok((false, false));
             }
-            base = self.ensure_devices(&mut dirty);
+            base = self.ensure_proxy(&mut dirty)? && self.ensure_devices(&mut dirty);
         }
         if dirty.routes {
             let families = self.families();
@@ -274,8 +278,13 @@ impl Reconciler {
                     self.plan_all(dirty.hops)?;
                 }
                 peers = self.repair_all()?;
+                self.set_proxy_routes();
             } else if dirty.changes {
                 (peers, concerned) = self.repair_changed()?;
+                match &concerned {
+                    Some(concerned) => self.change_proxy_routes(concerned),
+                    None => self.set_proxy_routes(),
+                }
             }
         }
         peers &= self.keep_blackholes(&dirty)?;
@@ -306,7 +315,10 @@ impl Reconciler {
                     if ensured.created {
                         (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
                     }
-                    *self.macs.get_mut(family) = ensured.link.mac;
+                    // No other kind of device has one that is published.
+                    if let TunnelKind::Vxlan(_) = desired.kind {
+                        *self.macs.get_mut(family) = ensured.link.mac;
+                    }
                 }
                 Err(error) => problem = Some(error.to_string()),
             }
@@ -341,6 +353,9 @@ impl Reconciler {
             &self.uplink,
             &self.own.subnets,
             &self.macs,
+            self.proxy
+                .as_ref()
+                .map(|proxy| proxy.device().name.as_str()),
         )
     }
 

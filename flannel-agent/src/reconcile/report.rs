@@ -27,6 +27,7 @@ impl Reconciler {
         objects.extend(self.peer_objects());
         objects.extend(rules.objects.iter().cloned());
         let fast_path = self.fast_path.status();
+        let udp = self.proxy.as_ref().map(crate::udp::Proxy::counters);
         let peers = self
             .peers()
             .flat_map(|(key, lease)| self.peer_status(key, lease))
@@ -41,6 +42,7 @@ impl Reconciler {
                 .collect();
             status.objects = objects;
             status.fast_path = fast_path;
+            status.udp = udp;
         });
     }
 

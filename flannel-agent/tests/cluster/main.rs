@@ -52,6 +52,7 @@ mod spoofing;
 mod suites;
 mod support;
 mod tiers;
+mod udp;
 mod window;
 mod wire;
 mod xdp;
@@ -136,6 +137,7 @@ fn main() -> ExitCode {
             .iter()
             .map(|(broken, test, complaint)| caught(broken, *test, complaint)),
     );
+    trials.extend(udp::TESTS.iter().map(|(name, test)| alone(name, *test)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -166,6 +168,18 @@ fn special(setting: Setting, (name, test, lacks): (&str, Test, Lacks)) -> Trial 
                 .map_err(|error| Failed::from(format!("{error:#}"))),
         },
     )
+}
+
+/// A trial of the udp backend's data path, which needs no cluster.
+fn alone(name: &str, test: fn() -> support::Outcome) -> Trial {
+    Trial::ignorable_test(format!("udp::{name}"), move || {
+        if let Some(reason) = support::missing(Path::Kernel) {
+            return Ok(Completion::ignored_with(reason));
+        }
+        test()
+            .map(|()| Completion::Completed)
+            .map_err(|error| Failed::from(format!("{error:#}")))
+    })
 }
 
 /// A trial that wants `test` to fail on a wrong object.
