@@ -55,15 +55,7 @@ pub async fn run(
         let peer = Peer {
             // Spread over all nodes; with few of them, the same ones again.
             number: (u64::from(change) * u64::from(leases) / u64::from(changes)) as u32,
-            changed: 1 + change % u32::from(u8::MAX),
-        };
-        let peer = Peer {
-            // An address has less room for changes, and its neighbours in time must differ.
-            changed: match backend {
-                Backend::Vxlan => peer.changed,
-                Backend::HostGw => 1 + change % 8,
-            },
-            ..peer
+            changed: nth(backend, change),
         };
         tokio::time::sleep(PAUSE).await;
         let start = Instant::now();
@@ -95,6 +87,16 @@ pub async fn run(
         });
     }
     Ok(waits)
+}
+
+/// How often a lease has changed at the `change`th change: an address has less room for changes than a MAC, and
+/// neighbours in time must differ.
+pub const fn nth(backend: Backend, change: u32) -> u32 {
+    1 + change
+        % match backend {
+            Backend::Vxlan => u8::MAX as u32,
+            Backend::HostGw => 8,
+        }
 }
 
 /// What the kernel has not got yet.

@@ -11,6 +11,7 @@ use lab::{AgentConfig, Cluster, ClusterConfig, NodeConfig, process, stock, under
 
 use super::{
     change::{self, Maps, Wait},
+    load::{self, Sustained},
     peers,
     store::Store,
 };
@@ -40,6 +41,27 @@ pub struct Spent {
     pub memory: Option<f64>,
     /// System calls, where the kernel counts them.
     pub system_calls: Option<u64>,
+}
+
+/// What came of one start.
+pub struct Started {
+    /// What it took.
+    pub spent: Spent,
+    /// Requests to etcd until then.
+    pub requests: u64,
+    /// How long single changes took.
+    pub waits: Vec<Wait>,
+    /// What came of many.
+    pub loaded: Option<Loaded>,
+}
+
+/// What came of many changes in a row, and of a restart.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// The changes.
+    pub sustained: Sustained,
+    /// Netlink changes that a restart makes.
+    pub restart_changes: usize,
 }
 
 /// A node alone with etcd. Its agent does not run, and nothing of flannel's is in the kernel.
@@ -73,24 +95,27 @@ impl Node {
         Ok(node)
     }
 
-    /// Starts the agent with so many leases, then changes some of them.
+    /// Starts the agent with so many leases, then changes some of them; with `under_load` many in a row, and starts it
+    /// once more.
     ///
     /// # Errors
     /// If it does not get ready, or something is missing then.
-    pub fn start(&self, leases: u32, changes: u32) -> Result<(Spent, Vec<Wait>)> {
+    pub fn start(&self, leases: u32, changes: u32, under_load: bool) -> Result<Started> {
         self.netns().run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|error| Error::Control(format!("runtime: {error}")))?;
-            runtime.block_on(self.start_inside(leases, changes))
+            runtime.block_on(self.start_inside(leases, changes, under_load))
         })?
     }
 
-    async fn start_inside(&self, leases: u32, changes: u32) -> Result<(Spent, Vec<Wait>)> {
-        let mut store = Store::connect(&self.cluster.etcd().endpoint(), self.backend).await?;
+    async fn start_inside(&self, leases: u32, changes: u32, under_load: bool) -> Result<Started> {
+        let endpoint = self.cluster.etcd().endpoint();
+        let mut store = Store::connect(&endpoint, self.backend).await?;
         store.fill(leases).await?;
         let agent = self.cluster.node(1).agent();
+        let asked = load::requests(&endpoint)?;
         let counters = Counters::open(daemon_starter()?)?;
         let start = Instant::now();
         agent.start()?;
@@ -101,6 +126,7 @@ impl Node {
             ..counters.read(time)?
         };
         drop(counters);
+        let requests = load::requests(&endpoint)? - asked;
         let maps = Maps::open(&agent.pin_directory())?;
         self.check(leases)?;
         let mut held = 0;
@@ -109,8 +135,34 @@ impl Node {
         }
         expect("entries in the maps", held, leases)?;
         let waits = change::run(&mut store, &maps, self.backend, leases, changes).await?;
+        let loaded = match under_load {
+            true => Some(self.load(&mut store, &maps, leases).await?),
+            false => None,
+        };
         self.stop()?;
-        Ok((spent, waits))
+        Ok(Started {
+            spent,
+            requests,
+            waits,
+            loaded,
+        })
+    }
+
+    async fn load(&self, store: &mut Store, maps: &Maps, leases: u32) -> Result<Loaded> {
+        let agent = self.cluster.node(1).agent();
+        let in_place = |peer| maps.hold(peer, self.backend);
+        let changed = |change| change::nth(self.backend, change);
+        let sustained = load::sustain(store, agent.pid()?, leases, changed, in_place).await?;
+        let network = peers::NETWORK.parse()?;
+        let restart = load::changes_during(&network, async || {
+            agent.stop()?;
+            agent.start()?;
+            wait_ready(Instant::now())
+        });
+        Ok(Loaded {
+            sustained,
+            restart_changes: restart.await?,
+        })
     }
 
     /// Makes the entries for so many leases by iproute2's batches.

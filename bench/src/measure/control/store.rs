@@ -38,6 +38,14 @@ impl Store {
         let deleted = self.client.delete(subnets, Some(options)).await;
         deleted.map_err(failed)?;
         let peers: Vec<Peer> = peers::all(count).collect();
+        self.put_all(&peers).await
+    }
+
+    /// Writes these leases.
+    ///
+    /// # Errors
+    /// If etcd refuses.
+    pub async fn put_all(&mut self, peers: &[Peer]) -> Result<()> {
         for peers in peers.chunks(TRANSACTION) {
             let puts = peers.iter();
             let puts = puts.map(|peer| TxnOp::put(peer.key(), peer.value(self.backend), None));
