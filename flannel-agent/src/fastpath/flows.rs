@@ -4,6 +4,7 @@
 //! ([`permit_flow`]), as if a packet of each direction came now.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
@@ -14,10 +15,10 @@ use aya::maps::{Array, Map, MapData, MapError};
 use bytemuck::Pod;
 use flannel_common::decide::permit::{Terms, permit_flow};
 use flannel_common::decide::transport::Transport;
-use flannel_common::flow::{Flow, FlowKey, Flows, Leg, SharedFlow};
+use flannel_common::flow::{Clock, Flow, FlowKey, Flows, Leg, SharedFlow};
 use flannel_common::maps::{
     Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_FLOWS, FLAG_OTHER_LENGTHS, FLAG_XDP, LocalPod,
-    Peer,
+    Peer, PeerEntry as _,
 };
 use flannel_common::outcome::Outcome;
 use flannel_common::wire::{Be32, ipv4};
@@ -179,15 +180,17 @@ struct Alone {
     now: u64,
 }
 
-impl Flows for Alone {
-    fn find(&self, _: &FlowKey) -> Option<&SharedFlow> {
+impl<K> Flows<K> for Alone {
+    fn find(&self, _: &K) -> Option<&SharedFlow> {
         Some(&self.flow)
     }
 
-    fn create(&self, _: &FlowKey, _: &Flow) {}
+    fn create(&self, _: &K, _: &Flow) {}
 
-    fn forget(&self, _: &FlowKey) {}
+    fn forget(&self, _: &K) {}
+}
 
+impl Clock for Alone {
     fn now(&self) -> u64 {
         self.now
     }
@@ -227,7 +230,11 @@ fn array<V: aya::Pod>(path: &Path) -> Result<Array<MapData, V>, Error> {
 }
 
 /// The values that an index leads to, by their address.
-fn values<V: Numbered>(index: &Path, values: &Path) -> Result<HashMap<Be32, V>, Error> {
+fn values<V>(index: &Path, values: &Path) -> Result<HashMap<V::Address, V>, Error>
+where
+    V: Numbered,
+    V::Address: Hash,
+{
     let found = indexed::read::<V>(&array(index)?, &array(values)?);
     let found = found.map_err(|_| Error::Foreign(values.to_owned()))?;
     let with_address = found.into_iter().map(|value| (value.address(), value));

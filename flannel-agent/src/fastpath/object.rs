@@ -8,16 +8,22 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use super::facts::Facts;
 
 /// Maps that outlive the agent, under the names that `flannel-ebpf` gives them.
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 15] = [
     "CONFIG",
     "CONTROL",
     "COUNTERS",
     "FLOWS",
+    "FLOWS_V6",
     "PEERS",
+    "PEERS_V6",
     "PODS",
+    "PODS_V6",
     "POD_INDEX",
+    "POD_INDEX_V6",
     "SUBNETS_LPM",
+    "SUBNETS_LPM_V6",
     "SUBNET_INDEX",
+    "SUBNET_INDEX_V6",
 ];
 
 /// The map of flows.

@@ -360,6 +360,7 @@ fn map_error(map: &'static str, source: aya::maps::MapError) -> Error {
 #[cfg(test)]
 mod tests {
     use flannel_common::addr::Mac;
+    use flannel_common::maps::PeerEntry as _;
 
     use super::*;
 
