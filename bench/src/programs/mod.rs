@@ -35,7 +35,7 @@ use flannel_agent::fastpath::{
 use flannel_common::{
     decide::Topology as _,
     flow::{Flow, FlowKey, FlowKey6},
-    maps::{CONFIG_SLOTS, Config, Control, LocalPod, LocalPod6, MAX_FLOWS, Peer, Peer6},
+    maps::{CONFIG_SLOTS, Config, Control, LocalPod, LocalPod6, Peer, Peer6},
     outcome::{Hook, SLOTS},
     testing::{
         fixtures::Fixture,
@@ -223,8 +223,8 @@ impl Kernel {
 }
 
 fn load(bytes: &[u8], attest: Attest) -> Result<Ebpf> {
-    let mut bpf =
-        object::load(bytes, &Facts::ask(attest), MAX_FLOWS, None).context("creating maps")?;
+    let mut bpf = object::load(bytes, &Facts::ask(attest), object::Room::default(), None)
+        .context("creating maps")?;
     for (name, program) in bpf.programs_mut() {
         let loaded = match program {
             Program::Xdp(program) => program.load(),

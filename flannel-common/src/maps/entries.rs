@@ -11,6 +11,17 @@ pub trait PeerEntry: Pod {
     /// An address of its family.
     type Address: Family;
 
+    /// A node that is so since ever.
+    fn new(
+        subnet: Self::Address,
+        node_ip: Self::Address,
+        next_hop: Self::Address,
+        vtep_mac: Mac,
+    ) -> Self;
+    /// The same since then.
+    #[must_use]
+    fn dated(self, since: u64) -> Self;
+
     /// The first address of its subnet.
     fn subnet(&self) -> Self::Address;
     /// Its address.
@@ -39,6 +50,12 @@ pub trait PeerEntry: Pod {
 pub trait PodEntry: Pod {
     /// An address of its family.
     type Address: Family;
+
+    /// A pod that is so since ever.
+    fn new(address: Self::Address, host_index: u32, mac: Mac, flags: u16) -> Self;
+    /// The same since then.
+    #[must_use]
+    fn dated(self, since: u64) -> Self;
 
     /// Its address.
     fn address(&self) -> Self::Address;
@@ -75,6 +92,20 @@ macro_rules! entries {
 
         impl PeerEntry for $peer {
             type Address = $address;
+
+            fn new(subnet: $address, node_ip: $address, next_hop: $address, vtep_mac: Mac) -> Self {
+                Self {
+                    subnet,
+                    node_ip,
+                    next_hop,
+                    vtep_mac,
+                    ..Self::default()
+                }
+            }
+
+            fn dated(self, since: u64) -> Self {
+                Self { since, ..self }
+            }
 
             #[inline(always)]
             fn subnet(&self) -> $address {
@@ -122,6 +153,20 @@ macro_rules! entries {
 
         impl PodEntry for $pod {
             type Address = $address;
+
+            fn new(address: $address, host_index: u32, mac: Mac, flags: u16) -> Self {
+                Self {
+                    address,
+                    host_index,
+                    mac,
+                    flags,
+                    ..Self::default()
+                }
+            }
+
+            fn dated(self, since: u64) -> Self {
+                Self { since, ..self }
+            }
 
             #[inline(always)]
             fn address(&self) -> $address {
