@@ -97,6 +97,12 @@ pub struct FastPath {
     pub egress: Option<String>,
     /// Receive tier: `nic` (decap in BPF at the node's interface) or `vtep` (kernel decap, hook on the VXLAN device).
     pub ingress: Option<String>,
+    /// As `egress`, for IPv6, whose tunnel is the kernel's: `assist` or `direct`.
+    #[serde(default)]
+    pub egress_v6: Option<String>,
+    /// As `ingress`, for IPv6: `vtep`, or `nic` where there is no tunnel.
+    #[serde(default)]
+    pub ingress_v6: Option<String>,
     /// Who attests flows: `conntrack` or `mark`.
     #[serde(default)]
     pub attestation: Option<String>,

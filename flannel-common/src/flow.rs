@@ -11,25 +11,33 @@ use core::cell::Cell;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::wire::{Be16, Be32};
+use crate::wire::{Be16, Be32, Be128};
 
-/// A flow by its addresses and ports, the pod of this node first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
-#[repr(C)]
-pub struct FlowKey {
-    /// Address of the pod of this node.
-    pub pod: Be32,
-    /// Address of the pod elsewhere.
-    pub remote: Be32,
-    /// Port of the pod of this node.
-    pub pod_port: Be16,
-    /// Port of the pod elsewhere.
-    pub remote_port: Be16,
-    /// IP protocol number, widened: bytes that are always zero would be cleared by a call.
-    pub protocol: u32,
+/// The key of one family, as a plain structure: a generic one could not be shown to have no padding.
+macro_rules! key {
+    ($name:ident, $address:ty, $family:literal) => {
+        #[doc = concat!("An ", $family, " flow by its addresses and ports, the pod of this node first.")]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+        #[repr(C)]
+        pub struct $name {
+            /// Address of the pod of this node.
+            pub pod: $address,
+            /// Address of the pod elsewhere.
+            pub remote: $address,
+            /// Port of the pod of this node.
+            pub pod_port: Be16,
+            /// Port of the pod elsewhere.
+            pub remote_port: Be16,
+            /// IP protocol number, widened: bytes that are always zero would be cleared by a call.
+            pub protocol: u32,
+        }
+    };
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 16);
+key!(FlowKey, Be32, "IPv4");
+key!(FlowKey6, Be128, "IPv6");
+
+const _: () = assert!(size_of::<FlowKey>() == 16 && size_of::<FlowKey6>() == 40);
 
 /// One direction of a flow on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,20 +253,23 @@ impl From<Flow> for SharedFlow {
     }
 }
 
-/// The map of flows, and the clock that its times are of.
-pub trait Flows {
-    /// The entry of a flow, if there is one.
-    fn find(&self, key: &FlowKey) -> Option<&SharedFlow>;
-
-    /// Adds an entry unless there is one. A full map drops the least recently used.
-    fn create(&self, key: &FlowKey, flow: &Flow);
-
-    /// Removes an entry.
-    fn forget(&self, key: &FlowKey);
-
+/// The clock that times of flows are of.
+pub trait Clock {
     /// The time in nanoseconds, exactly.
     fn now(&self) -> u64;
 
     /// The time in nanoseconds of the last timer tick, which costs less.
     fn tick(&self) -> u64;
+}
+
+/// A map of flows with keys of one family.
+pub trait Flows<K>: Clock {
+    /// The entry of a flow, if there is one.
+    fn find(&self, key: &K) -> Option<&SharedFlow>;
+
+    /// Adds an entry unless there is one. A full map drops the least recently used.
+    fn create(&self, key: &K, flow: &Flow);
+
+    /// Removes an entry.
+    fn forget(&self, key: &K);
 }

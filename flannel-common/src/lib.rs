@@ -3,6 +3,7 @@
 //! - [`wire`]: header layouts and their fields, one protocol per file
 //! - [`checksum`]: Internet checksums, whole and incremental
 //! - [`maps`]: keys and values of the BPF maps, and the version of that layout
+//! - [`family`]: what IPv4 and IPv6 have in common, so that decisions are written once
 //! - [`flow`]: what is remembered of a flow, and the map of flows
 //! - [`decide`]: what to do with a packet, as pure functions
 //! - [`outcome`]: the numbered results of those decisions, each with a counter
@@ -16,6 +17,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod decide;
+pub mod family;
 pub mod flow;
 pub mod generator;
 pub mod maps;

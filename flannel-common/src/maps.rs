@@ -6,11 +6,16 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::Mac;
-use crate::wire::{Be16, Be32};
+use crate::family::Family;
+use crate::wire::{Be16, Be32, Be128};
+
+mod entries;
+
+pub use entries::{LocalPod, LocalPod6, Peer, Peer6, PeerEntry, PodEntry};
 
 /// Version of everything in this file and of the numbers in [`crate::outcome`]. Any change of layout or meaning
 /// changes it.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Subnets of the usual length that are told apart by number, a power of two: see [`subnet_number`].
 pub const SUBNET_NUMBERS: u32 = 1 << 17;
@@ -38,17 +43,17 @@ pub const POD_SLOTS: u32 = MAX_PODS + SPARE_SLOTS;
 
 /// The number of the subnet that `address` is in, where subnets have `host_bits` bits for hosts. Subnets of one network
 /// have different numbers unless it has room for more than [`SUBNET_NUMBERS`]; anything else with the same number does not
-/// hold `address` ([`Peer::holds`]).
+/// hold `address` ([`PeerEntry::holds`]).
 #[inline(always)]
-pub const fn subnet_number(address: Be32, host_bits: u32) -> u32 {
-    address.get().wrapping_shr(host_bits) % SUBNET_NUMBERS
+pub fn subnet_number<A: Family>(address: A, host_bits: u32) -> u32 {
+    address.above(host_bits) % SUBNET_NUMBERS
 }
 
 /// The number of a pod's address. Addresses of one subnet have different numbers unless it has room for more than
-/// [`POD_NUMBERS`].
+/// [`POD_NUMBERS`], or addresses are given out other than one after the other.
 #[inline(always)]
-pub const fn pod_number(address: Be32) -> u32 {
-    address.get() % POD_NUMBERS
+pub fn pod_number<A: Family>(address: A) -> u32 {
+    address.above(0) % POD_NUMBERS
 }
 
 /// Flows that are remembered at most, unless the agent is told otherwise; the least recently used go first.
@@ -86,7 +91,7 @@ pub struct Config {
     pub flags: u32,
     /// Interface index of the node's interface.
     pub uplink_index: u32,
-    /// Interface index of the VXLAN device; zero without one.
+    /// Interface index of the VXLAN device for IPv4; zero without one.
     pub vtep_index: u32,
     /// Interface index of the bridge; zero without one.
     pub bridge_index: u32,
@@ -94,9 +99,9 @@ pub struct Config {
     pub mark: u32,
     /// VXLAN network identifier.
     pub vni: u32,
-    /// This node's address: source of encapsulated packets.
+    /// This node's IPv4 address: source of encapsulated packets.
     pub node_ip: Be32,
-    /// Mask of the subnet length that most nodes have; those subnets are found by number.
+    /// Mask of the IPv4 subnet length that most nodes have; those subnets are found by number.
     pub subnet_mask: Be32,
     /// The bits that this mask leaves for hosts.
     pub host_bits: u32,
@@ -108,13 +113,13 @@ pub struct Config {
     pub source_port_max: u16,
     /// Largest IPv4 packet, in bytes, that fits into the tunnel.
     pub tunnel_mtu: u16,
-    /// Largest IPv4 packet, in bytes, that the node's interface takes.
+    /// Largest packet, in bytes, that the node's interface takes.
     pub direct_mtu: u16,
-    /// Largest IPv4 packet, in bytes, that the bridge takes.
+    /// Largest packet, in bytes, that the bridge takes.
     pub pod_mtu: u16,
     /// Address of the bridge: what pods send to, and what they receive from.
     pub bridge_mac: Mac,
-    /// Address of the VXLAN device.
+    /// Address of the VXLAN device for IPv4.
     pub vtep_mac: Mac,
     /// Address of the node's interface: what XDP addresses decapsulated packets to.
     pub uplink_mac: Mac,
@@ -125,10 +130,22 @@ pub struct Config {
     /// Time to live of encapsulated packets.
     pub outer_ttl: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: u8,
+    /// Address of the VXLAN device for IPv6.
+    pub vtep6_mac: Mac,
+    /// Mask of the IPv6 subnet length that most nodes have; those subnets are found by number.
+    pub subnet6_mask: Be128,
+    /// The bits that this mask leaves for hosts.
+    pub host6_bits: u32,
+    /// Interface index of the VXLAN device for IPv6; zero without one.
+    pub vtep6_index: u32,
+    /// Largest IPv6 packet, in bytes, that fits into the tunnel for IPv6.
+    pub tunnel6_mtu: u16,
+    /// Zero.
+    pub reserved6: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Config>() == 104);
+const _: () = assert!(size_of::<Config>() == 136);
 
 /// Programs act; without it they hand everything to the kernel.
 pub const FLAG_ACTIVE: u32 = 1;
@@ -151,6 +168,11 @@ pub const FLAG_STRICT: u32 = 1 << 7;
 /// Decapsulate by XDP at the node's interface; what it leaves encapsulated is the kernel's.
 pub const FLAG_XDP: u32 = 1 << 8;
 
+/// IPv6 is served; without it IPv6 packets are the kernel's.
+pub const FLAG_IPV6: u32 = 1 << 9;
+/// As [`FLAG_OTHER_LENGTHS`], for IPv6.
+pub const FLAG_OTHER_LENGTHS_V6: u32 = 1 << 10;
+
 /// How XDP has a packet carried that it has decapsulated, told to the hook behind it by the last bits of the source
 /// address: the kernel is to be asked again, by a copy.
 pub const CARRIED_PROBE: u8 = 1;
@@ -158,58 +180,6 @@ pub const CARRIED_PROBE: u8 = 1;
 pub const CARRIED_QUEUE: u8 = 1 << 1;
 /// All bits of a source address that say how.
 pub const CARRIED_BITS: u8 = CARRIED_PROBE | CARRIED_QUEUE;
-
-/// Another node, by its subnet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Peer {
-    /// The first address of its subnet.
-    pub subnet: Be32,
-    /// Its address: destination of what we encapsulate, source of what it does.
-    pub node_ip: Be32,
-    /// The neighbour on the node's interface that leads there.
-    pub next_hop: Be32,
-    /// Address of its VXLAN device; zero if packets are routed there without a tunnel.
-    pub vtep_mac: Mac,
-    /// Zero.
-    pub reserved: [u8; 6],
-    /// Since when this is so: flows attested before are not believed. Nanoseconds of `CLOCK_MONOTONIC`.
-    pub since: u64,
-}
-
-const _: () = assert!(size_of::<Peer>() == 32);
-
-impl Peer {
-    /// Whether its subnet, of the length that `mask` says, is the one of `address`.
-    #[inline(always)]
-    pub fn holds(&self, address: Be32, mask: Be32) -> bool {
-        self.subnet.raw() == address.raw() & mask.raw()
-    }
-
-    /// Whether packets go there without a tunnel.
-    #[inline(always)]
-    pub fn is_direct(&self) -> bool {
-        self.vtep_mac == Mac::default()
-    }
-}
-
-/// A pod of this node, by its address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct LocalPod {
-    /// Its address.
-    pub address: Be32,
-    /// Interface index of the host side of its veth.
-    pub host_index: u32,
-    /// Its link-layer address.
-    pub mac: Mac,
-    /// Combination of the `POD_` constants.
-    pub flags: u16,
-    /// Since when this is so: flows attested before are not believed. Nanoseconds of `CLOCK_MONOTONIC`.
-    pub since: u64,
-}
-
-const _: () = assert!(size_of::<LocalPod>() == 24);
 
 /// Deliver through the host side of the veth instead of straight into the pod: somebody else's queueing discipline or
 /// program there must see the packets, or the kernel has no `bpf_redirect_peer` (before 5.10).

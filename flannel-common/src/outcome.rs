@@ -99,21 +99,21 @@ outcomes! {
     Fast = 0, "fast";
     /// The fast path is switched off in the config map.
     Inactive = 1, "inactive";
-    /// Not IPv4.
-    NotIpv4 = 2, "not-ipv4";
+    /// Neither IPv4 nor, where that is served, IPv6.
+    NotIp = 2, "not-ip";
     /// Carries a VLAN tag.
     Vlan = 3, "vlan";
     /// Not addressed to this host's link-layer address, so not for it to route.
     NotRouted = 4, "not-routed";
     /// Too short for the headers that it should have, or with lengths that contradict each other.
     Malformed = 5, "malformed";
-    /// IPv4 options.
+    /// IPv4 options, or an IPv6 extension header.
     Options = 6, "ip-options";
     /// A fragment.
     Fragment = 7, "fragment";
     /// Neither TCP nor UDP.
     Protocol = 8, "protocol";
-    /// Time to live would expire here.
+    /// Time to live, or hop limit, would expire here.
     Ttl = 9, "ttl";
     /// The destination lies in no other node's subnet.
     NoPeer = 10, "no-peer";

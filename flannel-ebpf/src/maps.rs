@@ -9,13 +9,15 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use flannel_common::decide;
-use flannel_common::flow::{Flow, FlowKey, Flows, SharedFlow};
+use flannel_common::family::Family;
+use flannel_common::flow::{Clock, Flow, FlowKey, FlowKey6, Flows, SharedFlow};
 use flannel_common::maps::{
-    self, CONFIG_SLOTS, Config, Control, FLAG_OTHER_LENGTHS, LocalPod, MAX_FLOWS,
-    MAX_OTHER_SUBNETS, NO_SLOT, PEER_SLOTS, POD_NUMBERS, POD_SLOTS, Peer, SUBNET_NUMBERS,
+    self, CONFIG_SLOTS, Config, Control, FLAG_OTHER_LENGTHS, FLAG_OTHER_LENGTHS_V6, LocalPod,
+    LocalPod6, MAX_FLOWS, MAX_OTHER_SUBNETS, NO_SLOT, PEER_SLOTS, POD_NUMBERS, POD_SLOTS, Peer,
+    Peer6, PeerEntry as _, PodEntry as _, SUBNET_NUMBERS,
 };
 use flannel_common::outcome::{self, Hook, Outcome};
-use flannel_common::wire::Be32;
+use flannel_common::wire::{Be32, Be128};
 
 use crate::kernel;
 use crate::skb::{DROP, Skb};
@@ -54,6 +56,31 @@ static PODS: Array<LocalPod> = Array::with_max_entries(POD_SLOTS, 0);
 #[map]
 static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
+/// As [`SUBNET_INDEX`], for IPv6. All maps of IPv6 have room for next to nothing where it is not served.
+#[map]
+static SUBNET_INDEX_V6: Array<u32> = Array::with_max_entries(SUBNET_NUMBERS, 0);
+
+/// As [`PEERS`], for IPv6.
+#[map]
+static PEERS_V6: Array<Peer6> = Array::with_max_entries(PEER_SLOTS, 0);
+
+/// As [`SUBNETS_LPM`], for IPv6.
+#[map]
+static SUBNETS_LPM_V6: LpmTrie<Be128, Peer6> =
+    LpmTrie::with_max_entries(MAX_OTHER_SUBNETS, BPF_F_NO_PREALLOC);
+
+/// As [`POD_INDEX`], for IPv6.
+#[map]
+static POD_INDEX_V6: Array<u32> = Array::with_max_entries(POD_NUMBERS, 0);
+
+/// As [`PODS`], for IPv6.
+#[map]
+static PODS_V6: Array<LocalPod6> = Array::with_max_entries(POD_SLOTS, 0);
+
+/// As [`FLOWS`], for IPv6.
+#[map]
+static FLOWS_V6: LruHashMap<FlowKey6, Flow> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+
 /// Packets by hook and outcome.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::SLOTS, 0);
@@ -83,6 +110,18 @@ impl decide::Topology for Topology {
     }
 
     #[inline(always)]
+    fn generation(&self) -> u32 {
+        self.control.generation
+    }
+
+    #[inline(always)]
+    fn expires(&self) -> u64 {
+        self.control.expires
+    }
+}
+
+impl decide::Routes<Be32> for Topology {
+    #[inline(always)]
     fn peer(&self, address: Be32) -> Option<&Peer> {
         let number = maps::subnet_number(address, self.config.host_bits);
         let peer = in_slot(&SUBNET_INDEX, number, &PEERS)
@@ -95,18 +134,35 @@ impl decide::Topology for Topology {
 
     #[inline(always)]
     fn pod(&self, address: Be32) -> Option<&LocalPod> {
-        in_slot(&POD_INDEX, maps::pod_number(address), &PODS).filter(|pod| pod.address == address)
+        pod(&POD_INDEX, &PODS, address)
+    }
+}
+
+impl decide::Routes<Be128> for Topology {
+    #[inline(always)]
+    fn peer(&self, address: Be128) -> Option<&Peer6> {
+        let number = maps::subnet_number(address, self.config.host6_bits);
+        let peer = in_slot(&SUBNET_INDEX_V6, number, &PEERS_V6)
+            .filter(|peer| peer.holds(address, self.config.subnet6_mask));
+        if peer.is_none() && self.config.flags & FLAG_OTHER_LENGTHS_V6 != 0 {
+            return SUBNETS_LPM_V6.get(Key::new(u128::BITS, address));
+        }
+        peer
     }
 
     #[inline(always)]
-    fn generation(&self) -> u32 {
-        self.control.generation
+    fn pod(&self, address: Be128) -> Option<&LocalPod6> {
+        pod(&POD_INDEX_V6, &PODS_V6, address)
     }
+}
 
-    #[inline(always)]
-    fn expires(&self) -> u64 {
-        self.control.expires
-    }
+#[inline(always)]
+fn pod<A: Family>(
+    index: &Array<u32>,
+    pods: &'static Array<A::Pod>,
+    address: A,
+) -> Option<&'static A::Pod> {
+    in_slot(index, maps::pod_number(address), pods).filter(|pod| pod.address() == address)
 }
 
 /// The value that an index leads to, of whatever address. The agent does not write into a slot that an index has led to a
@@ -119,13 +175,32 @@ fn in_slot<V>(index: &Array<u32>, number: u32, values: &'static Array<V>) -> Opt
     }
 }
 
-/// [`FLOWS`] as decisions see it.
+/// The maps of flows as decisions see them.
 pub struct Remembered;
 
-impl Flows for Remembered {
+/// The map of flows of one family, by its keys.
+trait Keyed: Sized + 'static {
+    fn flows() -> &'static LruHashMap<Self, Flow>;
+}
+
+impl Keyed for FlowKey {
     #[inline(always)]
-    fn find(&self, key: &FlowKey) -> Option<&SharedFlow> {
-        let flow = FLOWS.get_ptr_mut(key)?;
+    fn flows() -> &'static LruHashMap<Self, Flow> {
+        &FLOWS
+    }
+}
+
+impl Keyed for FlowKey6 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<Self, Flow> {
+        &FLOWS_V6
+    }
+}
+
+impl<K: Keyed> Flows<K> for Remembered {
+    #[inline(always)]
+    fn find(&self, key: &K) -> Option<&SharedFlow> {
+        let flow = K::flows().get_ptr_mut(key)?;
         // SAFETY: the types have one layout (asserted where they are defined), the fields are words that are read
         // and written whole, and the kernel keeps the element's memory valid for this program's run. Should the element be used for another flow
         // meanwhile, what is read and written is as wrong as an entry that is out of date, which revalidation ends.
@@ -133,17 +208,19 @@ impl Flows for Remembered {
     }
 
     #[inline(always)]
-    fn create(&self, key: &FlowKey, flow: &Flow) {
+    fn create(&self, key: &K, flow: &Flow) {
         // Failing costs speed only: the next attested packet tries again.
-        let _ = FLOWS.insert(key, flow, BPF_NOEXIST as u64);
+        let _ = K::flows().insert(key, flow, BPF_NOEXIST as u64);
     }
 
     #[inline(always)]
-    fn forget(&self, key: &FlowKey) {
+    fn forget(&self, key: &K) {
         // Somebody else may have been faster.
-        let _ = FLOWS.remove(key);
+        let _ = K::flows().remove(key);
     }
+}
 
+impl Clock for Remembered {
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no pointer is involved.

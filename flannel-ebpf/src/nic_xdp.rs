@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use bytemuck::Pod;
-use flannel_common::decide::{L3, Meta, Topology as _, ingress};
+use flannel_common::decide::{self, L3, Meta, Topology as _, ingress};
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::wire::ethernet::{self, Ethernet};
 use flannel_common::wire::{Packet, vxlan};
@@ -31,7 +31,12 @@ pub fn nic_xdp(ctx: XdpContext) -> u32 {
 fn receive(ctx: &XdpContext) -> Result<u32, Outcome> {
     let topology = Topology::load().ok_or(Outcome::Inactive)?;
     let mut frame = Frame { ctx };
-    let decision = ingress::from_driver(&frame, &frame.meta(), &topology, &Remembered)?;
+    let meta = frame.meta();
+    // The tunnel of IPv6 is the kernel's alone.
+    let decide::Frame::V4(ethernet) = decide::frame(&frame, &meta, &topology)? else {
+        return Err(Outcome::NotIp);
+    };
+    let decision = ingress::from_driver(&frame, &meta, &ethernet, &topology, &Remembered)?;
     let config = topology.config();
     let ethernet = Ethernet {
         destination: config.uplink_mac,

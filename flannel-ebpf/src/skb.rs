@@ -11,8 +11,9 @@ use aya_ebpf::bindings::{
     bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_clone_redirect, bpf_csum_level, bpf_get_hash_recalc, bpf_probe_read_kernel, bpf_redirect,
-    bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_pull_data,
+    bpf_clone_redirect, bpf_csum_level, bpf_csum_update, bpf_get_hash_recalc,
+    bpf_probe_read_kernel, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_adjust_room, bpf_skb_pull_data,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
@@ -22,8 +23,8 @@ use flannel_common::decide::{Meta, Tag};
 use flannel_common::flow::SharedFlow;
 use flannel_common::maps::{Config, FLAG_FLOWS};
 use flannel_common::outcome::Outcome;
-use flannel_common::wire::ipv4::Ipv4;
-use flannel_common::wire::{Be32, Packet, ethernet, vxlan};
+use flannel_common::wire::ip::IpHeader;
+use flannel_common::wire::{Be32, Be128, Packet, ethernet, vxlan};
 
 use crate::kernel;
 
@@ -32,6 +33,9 @@ const PACKET_HOST: u32 = 0;
 
 /// `AF_INET` of include/linux/socket.h.
 const AF_INET: u32 = 2;
+
+/// `AF_INET6` of the same.
+const AF_INET6: u32 = 10;
 
 /// `TC_ACT_SHOT` of include/uapi/linux/pkt_cls.h.
 pub const DROP: i32 = 2;
@@ -154,18 +158,18 @@ impl Skb {
         }
     }
 
-    /// Sends a copy into the kernel's path, to be attested and dropped behind it. `offset` is that of the IPv4 header
-    /// that it is forwarded by. The packet itself is unchanged. Without memory no probe is sent.
+    /// Sends a copy into the kernel's path, to be attested and dropped behind it. `offset` is that of the IP header, of the
+    /// kind `H`, that it is forwarded by. The packet itself is unchanged. Without memory no probe is sent.
     #[inline(always)]
-    pub fn probe(&mut self, offset: usize) {
-        let Some(ip) = self.read::<Ipv4>(offset) else {
+    pub fn probe<H: IpHeader>(&mut self, offset: usize) {
+        let Some(ip) = self.read::<H>(offset) else {
             return;
         };
         // Nothing would tell a copy from the packets around it.
-        if ip.ttl <= PROBE_TTL {
+        if ip.ttl() <= PROBE_TTL {
             return;
         }
-        if !self.write(offset, ip.with_ttl(PROBE_TTL)) {
+        if !self.rewrite(offset, ip.ttl(), &ip.with_ttl(PROBE_TTL)) {
             return;
         }
         self.set_tag(Tag::Probe);
@@ -176,7 +180,27 @@ impl Skb {
         }
         self.set_tag(Tag::None);
         // Cannot fail: the helper leaves as many bytes in the linear part as there were.
-        let _ = self.write(offset, ip);
+        let _ = self.rewrite(offset, PROBE_TTL, &ip);
+    }
+
+    /// Replaces an IP header at `offset` by one that differs in its hops at most, also in the sum over the packet that a
+    /// network card may have brought along: the kernel would find it wrong. `false` as for [`Self::write`].
+    #[inline(always)]
+    #[must_use]
+    fn rewrite<H: IpHeader>(&mut self, offset: usize, old_ttl: u8, new: &H) -> bool {
+        let change = new.sum_change_from(old_ttl);
+        if change != 0 {
+            // SAFETY: the verifier guarantees the context. Fails where there is no such sum.
+            unsafe { bpf_csum_update(self.raw, change.into()) };
+        }
+        self.write(offset + H::HOP, new.hop())
+    }
+
+    /// Writes an IP header that has gone one hop further at `offset`. `false` as for [`Self::write`].
+    #[inline(always)]
+    #[must_use]
+    pub fn advance<H: IpHeader>(&mut self, offset: usize, ip: &H) -> bool {
+        self.rewrite(offset, ip.ttl().wrapping_add(1), ip)
     }
 
     /// The hash of its flow, as the kernel's own VXLAN device would use it: the one that came with the packet, such as
@@ -299,16 +323,35 @@ fn read_kernel<T: Pod>(address: usize) -> Option<T> {
     (result == 0).then_some(value)
 }
 
+/// A next hop, as the kernel takes it.
+pub trait NextHop {
+    /// Its address family, and its address in as many words as the longest has.
+    fn parameters(self) -> (u32, [u32; 4]);
+}
+
+impl NextHop for Be32 {
+    #[inline(always)]
+    fn parameters(self) -> (u32, [u32; 4]) {
+        (AF_INET, [self.raw(), 0, 0, 0])
+    }
+}
+
+impl NextHop for Be128 {
+    #[inline(always)]
+    fn parameters(self) -> (u32, [u32; 4]) {
+        (AF_INET6, bytemuck::cast(self.raw()))
+    }
+}
+
 /// The verdict that sends the packet to a neighbour, whose address the kernel resolves. Kernel 5.10 (commit
 /// ba452c9e996d, explicit next hop).
 #[inline(always)]
-pub fn to_neighbour(ifindex: u32, next_hop: Be32) -> i32 {
+pub fn to_neighbour(ifindex: u32, next_hop: impl NextHop) -> i32 {
+    let (nh_family, ipv6_nh) = next_hop.parameters();
     let mut params = bpf_redir_neigh {
-        nh_family: AF_INET,
+        nh_family,
         // All sixteen bytes are set, since the helper reads them all.
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
-            ipv6_nh: [next_hop.raw(), 0, 0, 0],
-        },
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh },
     };
     // SAFETY: the helper reads the parameters, of the size given, during the call.
     unsafe {

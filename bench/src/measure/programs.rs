@@ -146,9 +146,10 @@ fn add(rows: &mut Vec<Row>, kernel: &mut Kernel, fixture: &Fixture, repeat: u32)
         None => (true, single(kernel, fixture)?),
     };
     let name = format!(
-        "{}: {}{}{}",
+        "{}: {}{}{}{}",
         fixture.hook.name(),
         fixture.outcome().name(),
+        if fixture.is_ipv6() { ", IPv6" } else { "" },
         if fixture.encapsulates() {
             ", VXLAN"
         } else {

@@ -6,8 +6,10 @@ mod run;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    env, fs,
-    net::Ipv4Addr,
+    env,
+    fmt::Display,
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -32,15 +34,16 @@ use flannel_agent::fastpath::{
 };
 use flannel_common::{
     decide::Topology as _,
-    flow::{Flow, FlowKey},
-    maps::{CONFIG_SLOTS, Config, Control, LocalPod, MAX_FLOWS, Peer},
+    flow::{Flow, FlowKey, FlowKey6},
+    maps::{CONFIG_SLOTS, Config, Control, LocalPod, LocalPod6, Peer, Peer6},
     outcome::{Hook, SLOTS},
     testing::{
         fixtures::Fixture,
         memory::at,
-        node::{self, DEVICES, Tables},
+        node::{DEVICES, Tables},
+        node6::VTEP6,
     },
-    wire::Be32,
+    wire::{Be32, Be128},
 };
 pub use run::{Ran, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, XDP_DROP, XDP_PASS};
 use rustix::time::{ClockId, clock_gettime};
@@ -67,6 +70,9 @@ pub fn bytes() -> Result<Option<Cow<'static, [u8]>>> {
 /// How long ago anything of a fixture happened at most, and some time to spare.
 const OLDEST: Duration = Duration::from_secs(30);
 
+/// Subnets of any length.
+type Trie<A, V> = LpmTrie<MapData, Plain<A>, Plain<V>>;
+
 /// The programs, their maps and their interfaces.
 pub struct Kernel {
     bpf: Ebpf,
@@ -75,9 +81,13 @@ pub struct Kernel {
     control: Array<MapData, Plain<Control>>,
     config: Array<MapData, Plain<Config>>,
     subnets: Table<Indexed<Peer>, Ipv4Addr, Peer>,
-    subnets_lpm: LpmTrie<MapData, Plain<Be32>, Plain<Peer>>,
+    subnets_lpm: Trie<Be32, Peer>,
     pods: Table<Indexed<LocalPod>, Ipv4Addr, LocalPod>,
     flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
+    subnets6: Table<Indexed<Peer6>, Ipv6Addr, Peer6>,
+    subnets6_lpm: Trie<Be128, Peer6>,
+    pods6: Table<Indexed<LocalPod6>, Ipv6Addr, LocalPod6>,
+    flows6: HashMap<MapData, Plain<FlowKey6>, Plain<Flow>>,
     counters: PerCpuArray<MapData, u64>,
     encapsulates: bool,
     sets_origin: bool,
@@ -109,16 +119,21 @@ impl Kernel {
             .filter(|(name, _)| !name.starts_with('.'))
             .map(|(name, _)| name.to_owned())
             .collect();
+        let config = Tables::node().config;
         let mut map = |name: &str| bpf.take_map(name).with_context(|| format!("no map {name}"));
         Ok(Self {
             maps,
             slot: 0,
             control: map("CONTROL")?.try_into()?,
             config: map("CONFIG")?.try_into()?,
-            subnets: indexed(&mut map, "SUBNET_INDEX", "PEERS")?,
+            subnets: indexed(&mut map, "SUBNET_INDEX", "PEERS", config.host_bits)?,
             subnets_lpm: map("SUBNETS_LPM")?.try_into()?,
-            pods: indexed(&mut map, "POD_INDEX", "PODS")?,
+            pods: indexed(&mut map, "POD_INDEX", "PODS", config.host_bits)?,
             flows: map("FLOWS")?.try_into()?,
+            subnets6: indexed(&mut map, "SUBNET_INDEX_V6", "PEERS_V6", config.host6_bits)?,
+            subnets6_lpm: map("SUBNETS_LPM_V6")?.try_into()?,
+            pods6: indexed(&mut map, "POD_INDEX_V6", "PODS_V6", config.host6_bits)?,
+            flows6: map("FLOWS_V6")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             encapsulates,
             sets_origin,
@@ -164,24 +179,12 @@ impl Kernel {
         self.control.set(0, Plain(control), 0).context("CONTROL")?;
         replace_indexed(&mut self.subnets, &tables.subnets).context("PEERS")?;
         replace_indexed(&mut self.pods, &tables.pods).context("PODS")?;
-        let now = monotonic();
-        let flows = tables.flows.iter();
-        let flows = flows.map(|(key, ages)| (*key, at(ages, now))).collect();
-        replace(&mut self.flows, &flows).context("FLOWS")?;
-        let old: Vec<_> = self
-            .subnets_lpm
-            .keys()
-            .collect::<Result<_, _>>()
-            .context("SUBNETS_LPM")?;
-        for key in old {
-            self.subnets_lpm.remove(&key).context("SUBNETS_LPM")?;
-        }
-        for (first, length, peer) in &tables.subnets_lpm {
-            self.subnets_lpm
-                .insert(&Key::new(*length, Plain(*first)), Plain(*peer), 0)
-                .context("SUBNETS_LPM")?;
-        }
-        Ok(())
+        replace_indexed(&mut self.subnets6, &tables.v6.subnets).context("PEERS_V6")?;
+        replace_indexed(&mut self.pods6, &tables.v6.pods).context("PODS_V6")?;
+        replace_flows(&mut self.flows, &tables.flows).context("FLOWS")?;
+        replace_flows(&mut self.flows6, &tables.v6.flows).context("FLOWS_V6")?;
+        replace_trie(&mut self.subnets_lpm, &tables.subnets_lpm).context("SUBNETS_LPM")?;
+        replace_trie(&mut self.subnets6_lpm, &tables.v6.subnets_lpm).context("SUBNETS_LPM_V6")
     }
 
     /// All counters, summed over the processors.
@@ -220,8 +223,8 @@ impl Kernel {
 }
 
 fn load(bytes: &[u8], attest: Attest) -> Result<Ebpf> {
-    let mut bpf =
-        object::load(bytes, &Facts::ask(attest), MAX_FLOWS, None).context("creating maps")?;
+    let mut bpf = object::load(bytes, &Facts::ask(attest), object::Room::default(), None)
+        .context("creating maps")?;
     for (name, program) in bpf.programs_mut() {
         let loaded = match program {
             Program::Xdp(program) => program.load(),
@@ -239,36 +242,57 @@ fn monotonic() -> u64 {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
 }
 
-/// An index and its values, for the subnets of the fixtures.
-fn indexed<V: Numbered + PartialEq>(
+/// An index and its values, where subnets have that many bits for hosts.
+fn indexed<V, K>(
     map: &mut impl FnMut(&str) -> Result<Map>,
     index: &str,
     values: &'static str,
-) -> Result<Table<Indexed<V>, Ipv4Addr, V>> {
-    let host_bits = node::config().host_bits;
+    host_bits: u32,
+) -> Result<Table<Indexed<V>, K, V>>
+where
+    V: Numbered + PartialEq,
+    K: Copy + Ord + Display + From<V::Address> + Into<V::Address>,
+{
     let indexed = Indexed::adopt(map(index)?.try_into()?, map(values)?.try_into()?, host_bits)?;
     Ok(Table::adopt(values, indexed)?)
 }
 
-fn replace_indexed<V: Numbered + PartialEq>(
-    table: &mut Table<Indexed<V>, Ipv4Addr, V>,
-    wanted: &std::collections::HashMap<Be32, V>,
-) -> Result<()> {
-    let wanted: BTreeMap<Ipv4Addr, V> = wanted.iter().map(|(k, v)| ((*k).into(), *v)).collect();
+fn replace_indexed<V, K>(
+    table: &mut Table<Indexed<V>, K, V>,
+    wanted: &std::collections::HashMap<V::Address, V>,
+) -> Result<()>
+where
+    V: Numbered + PartialEq,
+    K: Copy + Ord + Display + From<V::Address> + Into<V::Address>,
+{
+    let wanted: BTreeMap<K, V> = wanted.iter().map(|(k, v)| ((*k).into(), *v)).collect();
     table.prune(&wanted)?;
     Ok(table.fill(&wanted)?)
 }
 
-fn replace<K: Pod, V: Pod>(
-    map: &mut HashMap<MapData, Plain<K>, Plain<V>>,
-    wanted: &std::collections::HashMap<K, V>,
+/// Makes a map hold flows whose times are given as ages.
+fn replace_flows<K: Pod>(
+    map: &mut HashMap<MapData, Plain<K>, Plain<Flow>>,
+    wanted: &std::collections::HashMap<K, Flow>,
 ) -> Result<()> {
     let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
     for key in old {
         map.remove(&key)?;
     }
-    for (key, value) in wanted {
-        map.insert(Plain(*key), Plain(*value), 0)?;
+    let now = monotonic();
+    for (key, ages) in wanted {
+        map.insert(Plain(*key), Plain(at(ages, now)), 0)?;
+    }
+    Ok(())
+}
+
+fn replace_trie<A: Pod, V: Pod>(trie: &mut Trie<A, V>, wanted: &[(A, u32, V)]) -> Result<()> {
+    let old: Vec<_> = trie.keys().collect::<Result<_, _>>()?;
+    for key in old {
+        trie.remove(&key)?;
+    }
+    for (first, length, value) in wanted {
+        trie.insert(&Key::new(*length, Plain(*first)), Plain(*value), 0)?;
     }
     Ok(())
 }
@@ -279,7 +303,7 @@ fn devices() -> Result<Netns> {
     /// Added to an index to make that of the other end.
     const OTHER_END: u32 = 100;
     let netns = Netns::create(&format!("programs-{}", std::process::id()))?;
-    for device in DEVICES {
+    for device in DEVICES.into_iter().chain([VTEP6]) {
         let index = device.index.to_string();
         let other = (device.index + OTHER_END).to_string();
         let mac = device.mac.to_string();

@@ -316,10 +316,10 @@ const SHOWN_FLOWS: usize = 50;
 pub struct FlowsOptions {
     /// Only flows of this pod of this node
     #[arg(long, value_name = "ADDRESS")]
-    pub pod: Option<Ipv4Addr>,
+    pub pod: Option<IpAddr>,
     /// Only flows with this pod of another node
     #[arg(long, value_name = "ADDRESS")]
-    pub remote: Option<Ipv4Addr>,
+    pub remote: Option<IpAddr>,
     /// Only flows that are not fast in both directions
     #[arg(long)]
     pub slow: bool,

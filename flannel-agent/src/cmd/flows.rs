@@ -9,22 +9,21 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     io::{self, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
     process::ExitCode,
 };
 
 use flannel_common::{
-    flow::{Flow, FlowKey, Leg},
+    flow::{Flow, Leg},
     maps::{FLAG_ACTIVE, FLAG_FLOWS},
     outcome::Outcome,
-    wire::ipv4,
 };
 use serde::Serialize;
 
 use self::render::{meaning, table};
 use super::{args::FlowsOptions, status};
 use crate::{
-    fastpath::flows::{Error, Judgement, Remembered},
+    fastpath::flows::{Error, Judgement, Key, Remembered},
     status::Status,
 };
 
@@ -54,9 +53,9 @@ struct Listing {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Row {
     protocol: &'static str,
-    pod: Ipv4Addr,
+    pod: IpAddr,
     pod_port: u16,
-    remote: Ipv4Addr,
+    remote: IpAddr,
     remote_port: u16,
     state: State,
     out: LegRow,
@@ -174,30 +173,22 @@ fn explain(error: &Error, agent: Option<&Status>) -> String {
 
 fn list(options: &FlowsOptions, remembered: &Remembered, agent: Option<&Status>) -> Listing {
     let config = &remembered.config;
-    let wanted = |key: &FlowKey| {
-        let is = |filter: Option<Ipv4Addr>, address: Ipv4Addr| filter.is_none_or(|f| f == address);
-        is(options.pod, key.pod.into()) && is(options.remote, key.remote.into())
+    let wanted = |key: &Key| {
+        let is = |filter: Option<IpAddr>, address: IpAddr| filter.is_none_or(|f| f == address);
+        is(options.pod, key.pod) && is(options.remote, key.remote)
     };
     let judge = |key, flow| [Leg::Out, Leg::In].map(|leg: Leg| remembered.judge(key, flow, leg));
     let slow = |key, flow| {
         let legs = judge(key, flow);
         legs.iter().any(|leg| leg.outcome != Outcome::Fast)
     };
-    let mut matching: Vec<&(FlowKey, Flow)> = remembered
+    let mut matching: Vec<&(Key, Flow)> = remembered
         .flows
         .iter()
         .filter(|(key, flow)| wanted(key) && (!options.slow || slow(key, flow)))
         .collect();
     let latest = |flow: &Flow| flow.legs[0].attested.max(flow.legs[1].attested);
-    matching.sort_unstable_by_key(|(key, flow)| {
-        let ports = (key.pod_port.get(), key.remote_port.get());
-        (
-            Reverse(latest(flow)),
-            key.pod.get(),
-            key.remote.get(),
-            ports,
-        )
-    });
+    matching.sort_unstable_by_key(|(key, flow)| (Reverse(latest(flow)), *key));
     let shown = match options.limit {
         0 => matching.len(),
         limit => limit.min(matching.len()),
@@ -227,7 +218,7 @@ fn list(options: &FlowsOptions, remembered: &Remembered, agent: Option<&Status>)
     listing
 }
 
-fn row(key: &FlowKey, flow: &Flow, legs: [Judgement; 2], now: u64) -> Row {
+fn row(key: &Key, flow: &Flow, legs: [Judgement; 2], now: u64) -> Row {
     let ago = |time: u64| (time != 0).then(|| now.saturating_sub(time) / MILLISECOND);
     let leg = |leg: Leg| {
         let (judgement, times) = (legs[leg as usize], flow.legs[leg as usize]);
@@ -239,15 +230,11 @@ fn row(key: &FlowKey, flow: &Flow, legs: [Judgement; 2], now: u64) -> Row {
         }
     };
     Row {
-        protocol: if key.protocol == u32::from(ipv4::TCP) {
-            "tcp"
-        } else {
-            "udp"
-        },
-        pod: key.pod.into(),
-        pod_port: key.pod_port.get(),
-        remote: key.remote.into(),
-        remote_port: key.remote_port.get(),
+        protocol: if key.tcp { "tcp" } else { "udp" },
+        pod: key.pod,
+        pod_port: key.pod_port,
+        remote: key.remote,
+        remote_port: key.remote_port,
         state: State::of(legs.map(|leg| leg.outcome)),
         out: leg(Leg::Out),
         into: leg(Leg::In),
@@ -273,7 +260,7 @@ fn notes(
             "mode subnet: all that the topology allows is fast, whatever is remembered".into(),
         );
     }
-    let shown = |address: fn(&Row) -> Ipv4Addr, filter: Option<Ipv4Addr>| {
+    let shown = |address: fn(&Row) -> IpAddr, filter: Option<IpAddr>| {
         let rows = listing.flows.iter().map(address);
         rows.chain(filter).collect::<BTreeSet<_>>()
     };
@@ -322,13 +309,13 @@ fn notes(
 }
 
 /// What the agent says of the node that should have `remote`.
-fn why_no_peer(remote: Ipv4Addr, agent: Option<&Status>) -> String {
+fn why_no_peer(remote: IpAddr, agent: Option<&Status>) -> String {
     let Some(status) = agent else {
         return "no agent answers that could say why".into();
     };
-    let holds = |subnet: &str| {
-        let subnet: Result<ipnet::Ipv4Net, _> = subnet.parse();
-        subnet.is_ok_and(|subnet| subnet.contains(&remote))
+    let holds = |subnets: &str| {
+        let mut subnets = subnets.split(',').map(str::parse::<ipnet::IpNet>);
+        subnets.any(|subnet| subnet.is_ok_and(|subnet| subnet.contains(&remote)))
     };
     let peer = status.peers.iter().find(|peer| holds(&peer.subnet));
     match peer {

@@ -231,6 +231,7 @@ async fn agent(
         Duration::from_secs(options.iptables_resync),
         board.clone(),
     );
+    let ipv6 = config.networks().v6.is_some();
     let settings = Settings {
         config,
         iface: wanted,
@@ -254,6 +255,7 @@ async fn agent(
         attest: options.fast_path_attest,
         mark: options.fast_path_mark,
         flows: options.fast_path_flows,
+        ipv6,
         revalidate: options.fast_path_revalidate,
         grace: options.fast_path_grace,
         heartbeat: options.fast_path_heartbeat,

@@ -133,12 +133,14 @@ fn table(status: &Status) -> String {
                 .unwrap_or_default()
         };
         format!(
-            "{}, active{}{}{}{}",
+            "{}, active{}{}{}{}{}{}",
             fast.mode,
             part("attested by", &fast.attestation),
             part("attached by", &fast.attach),
             part("egress", &fast.egress),
-            part("ingress", &fast.ingress)
+            part("ingress", &fast.ingress),
+            part("IPv6 egress", &fast.egress_v6),
+            part("IPv6 ingress", &fast.ingress_v6)
         )
     } else {
         let reason = fast

@@ -11,22 +11,23 @@ use aya::Ebpf;
 use flannel_common::addr::Mac;
 use flannel_common::maps::{
     CARRIED_BITS, Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_BOTH_LEGS, FLAG_DECAP, FLAG_FLOWS,
-    FLAG_STRICT, FLAG_TCP, FLAG_XDP, LocalPod, POD_VIA_HOST,
+    FLAG_IPV6, FLAG_STRICT, FLAG_TCP, FLAG_XDP, POD_VIA_HOST,
 };
 use flannel_common::outcome::Hook;
-use flannel_common::wire::{Be16, Be32, vxlan};
+use flannel_common::wire::{Be16, Be32, Be128, vxlan};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::bypass::{self, Serve};
 use super::facts::Facts;
 use super::hooks::{Attach, Hooks};
+use super::object::Room;
 use super::pin::Pins;
 use super::tables::{Contents, Tables, monotonic, nanoseconds};
 use super::tier::{self, Attest, Egress, Ingress};
 use super::xdp::NicXdp;
 use super::{AttachBy, Device, Error, Mode, Options, Pod, PodHook, Topology, object};
-use crate::family::Family;
+use crate::family::{Family, PerFamily};
 use crate::kernel::conntrack;
 use crate::reconcile::device::random_mac;
 use crate::status;
@@ -49,10 +50,8 @@ pub struct Engine {
     strict: Option<Error>,
     /// Who encapsulates on this kernel.
     egress: Egress,
-    /// Whether anything is encapsulated at all.
-    tunnel: bool,
-    /// Whether anything is routed without a tunnel.
-    direct: bool,
+    /// How the other nodes are reached.
+    ways: PerFamily<Ways>,
     bpf: Ebpf,
     hooks: Hooks,
     xdp: NicXdp,
@@ -87,8 +86,12 @@ impl Engine {
         if options.attest == Attest::Conntrack && facts.attest() != Attest::Conntrack {
             return Err(Error::NoConntrack);
         }
+        let room = Room {
+            flows: options.flows,
+            ipv6: options.ipv6,
+        };
         let mut bpf =
-            object::load(&object, &facts, options.flows, Some(&pins.maps())).map_err(|source| {
+            object::load(&object, &facts, room, Some(&pins.maps())).map_err(|source| {
                 Error::Object {
                     source: Box::new(source),
                 }
@@ -111,8 +114,7 @@ impl Engine {
             since: nanoseconds(monotonic()),
             strict: None,
             egress,
-            tunnel: false,
-            direct: false,
+            ways: PerFamily::default(),
             bpf,
             hooks,
             xdp,
@@ -172,11 +174,10 @@ impl Engine {
 
     /// Brings these peers' map entries in line, or all if that is not enough.
     pub fn change_peers(&mut self, topology: &Topology, subnets: &[IpNet]) {
-        let same_hooks = kinds(topology) == (self.tunnel, self.direct);
+        let same_hooks = self.ways_of(topology) == self.ways;
         let healthy = self.failure.is_none() && self.trouble.is_none();
-        if !(healthy && same_hooks)
-            || !matches!(self.tables.change_peers(&topology.peers, subnets), Ok(true))
-        {
+        let mut changed = || self.tables.change_peers(&topology.peers, subnets);
+        if !(healthy && same_hooks && matches!(changed(), Ok(true))) {
             self.sync(topology);
         }
     }
@@ -186,36 +187,43 @@ impl Engine {
         if self.mark() != topology.mark && self.mark().is_some() {
             return Err(Error::NoMark);
         }
-        let (tunnel, direct) = kinds(topology);
-        (self.tunnel, self.direct) = (tunnel, direct);
-        let at_nic = direct || (tunnel && self.options.ingress != Ingress::Vtep);
-        let at_vtep = topology
-            .vtep
-            .v4
-            .as_ref()
-            .filter(|_| tunnel && self.options.ingress == Ingress::Vtep);
-        let receivers = [
-            (Hook::NicIngress, at_nic.then_some(&topology.uplink)),
-            (Hook::VtepIngress, at_vtep.map(|vtep| &vtep.device)),
+        let ways = self.ways_of(topology);
+        self.ways = ways;
+        let tunnel = |family: Family| ways.get(family).is_some_and(|ways| ways.tunnel);
+        let vtep = |family: Family| {
+            let vtep = topology.vtep.get(family).filter(|_| tunnel(family));
+            vtep.map(|vtep| &vtep.device)
+        };
+        let direct = ways.values().any(|ways| ways.direct);
+        let at_vtep = self.options.ingress == Ingress::Vtep;
+        let at_nic = direct || (tunnel(Family::V4) && !at_vtep);
+        // Out of IPv6's tunnel the kernel takes packets itself.
+        let vteps = vtep(Family::V4).filter(|_| at_vtep).into_iter();
+        let receivers: [(Hook, Vec<&Device>); 2] = [
+            (
+                Hook::NicIngress,
+                at_nic.then_some(&topology.uplink).into_iter().collect(),
+            ),
+            (Hook::VtepIngress, vteps.chain(vtep(Family::V6)).collect()),
         ];
-        for (hook, device) in receivers {
-            if let Some(device) = device {
-                self.attach_first(hook, device)?;
+        for (hook, devices) in &receivers {
+            for device in devices {
+                self.attach_first(*hook, device)?;
             }
         }
         // What it takes out of the tunnel needs the hook behind it.
         self.tier = None;
-        if tunnel && self.options.ingress == Ingress::Xdp {
+        if tunnel(Family::V4) && self.options.ingress == Ingress::Xdp {
             self.tier = self.xdp.attach(&mut self.bpf, &topology.uplink).err();
         } else {
             self.xdp.detach()?;
         }
         let learns = self.options.mode == Mode::Flow;
-        let vtep = topology.vtep.v4.as_ref().filter(|_| learns && tunnel);
-        let attesters: Vec<&Device> = vtep
-            .map(|vtep| &vtep.device)
+        let attesters: Vec<&Device> = Family::ALL
             .into_iter()
-            .chain((learns && direct).then_some(&topology.uplink))
+            .filter_map(vtep)
+            .chain(direct.then_some(&topology.uplink))
+            .filter(|_| learns)
             .collect();
         for device in &attesters {
             self.hooks
@@ -232,7 +240,12 @@ impl Engine {
             config: self.config(topology),
             ..Contents::default()
         };
-        contents.set_peers(topology.peers.iter(), prefix_len(topology));
+        let length = |family| prefix_len(topology, family);
+        let peers = || topology.peers.iter();
+        contents.v4.set_peers(peers(), length(Family::V4));
+        if self.options.ipv6 {
+            contents.v6.set_peers(peers(), length(Family::V6));
+        }
         let ports = self.attach_pods(topology, &mut contents);
         self.tables.beat(monotonic() + self.options.heartbeat)?;
         if let Err(error) = self.tables.sync(contents) {
@@ -243,8 +256,8 @@ impl Engine {
             self.hooks.let_probes_pass();
         }
         self.hooks.prune(Hook::AttestOut, &attesters)?;
-        for (hook, device) in receivers {
-            let wanted: Vec<u32> = device.iter().map(|device| device.index).collect();
+        for (hook, devices) in receivers {
+            let wanted: Vec<u32> = devices.iter().map(|device| device.index).collect();
             self.hooks.prune(hook, &wanted)?;
         }
         self.hooks
@@ -267,7 +280,9 @@ impl Engine {
         self.pods.clear();
         let mut ports = Vec::new();
         let mut without_hook = Vec::new();
-        for pod in topology.pods.iter().filter(|pod| pod.ip.is_ipv4()) {
+        let served = |pod: &&Pod| pod.ip.is_ipv4() || self.options.ipv6;
+        let served: Vec<&Pod> = topology.pods.iter().filter(served).collect();
+        for pod in served {
             let note = match bypass::pod(&self.hooks, topology, pod) {
                 Ok(Serve::Straight) => Note::default(),
                 Ok(Serve::ViaHost(why)) => Note {
@@ -353,17 +368,8 @@ impl Engine {
     }
 
     fn serve(&mut self, pod: &Pod, contents: &mut Contents, note: Note) {
-        let IpAddr::V4(address) = pod.ip else {
-            return;
-        };
-        let value = LocalPod {
-            address: address.into(),
-            host_index: pod.host_index,
-            mac: pod.mac,
-            flags: note.flags,
-            ..LocalPod::default()
-        };
-        contents.pods.insert(address, value);
+        contents.v4.add_pod(pod, note.flags);
+        contents.v6.add_pod(pod, note.flags);
         self.list(pod, note.text);
     }
 
@@ -379,7 +385,7 @@ impl Engine {
         let uplink_mtu = limit(topology.uplink.mtu);
         let bridge = topology.bridge.as_ref();
         let (source_port_min, source_port_max) = port_range();
-        let host_bits = u32::BITS - u32::from(prefix_len(topology));
+        let host_bits = u32::BITS - u32::from(prefix_len(topology, Family::V4));
         let mut config = Config {
             flags: FLAG_ACTIVE,
             uplink_index: topology.uplink.index,
@@ -436,7 +442,35 @@ impl Engine {
                 Ingress::Nic | Ingress::Xdp => FLAG_DECAP,
             };
         }
+        if self.options.ipv6 {
+            self.add_ipv6(topology, &mut config);
+        }
         config
+    }
+
+    /// What concerns IPv6 alone.
+    fn add_ipv6(&self, topology: &Topology, config: &mut Config) {
+        let host_bits = u128::BITS - u32::from(prefix_len(topology, Family::V6));
+        config.flags |= FLAG_IPV6;
+        config.subnet6_mask = Be128::new(u128::MAX.checked_shl(host_bits).unwrap_or(0));
+        config.host6_bits = host_bits;
+        if let Some(vtep) = &topology.vtep.v6 {
+            config.vtep6_index = vtep.device.index;
+            config.vtep6_mac = vtep.device.mac;
+            config.tunnel6_mtu = limit(vtep.device.mtu)
+                .min(config.direct_mtu.saturating_sub(vxlan::OVERHEAD_V6 as u16));
+        }
+    }
+
+    /// How the other nodes of each family that is served are reached.
+    fn ways_of(&self, topology: &Topology) -> PerFamily<Ways> {
+        topology
+            .subnet
+            .filter_map(|family, _| (family == Family::V4 || self.options.ipv6).then_some(()))
+            .map(|family, ()| Ways {
+                tunnel: topology.vtep.get(family).is_some() && topology.peers.any(family, true),
+                direct: topology.peers.any(family, false),
+            })
     }
 
     /// Fills in what the status shows of a loaded fast path.
@@ -475,20 +509,29 @@ impl Engine {
                 .iter()
                 .any(|attached| attached.program == hook.name())
         };
-        status.ingress = match (attached(Hook::NicIngress), attached(Hook::VtepIngress)) {
-            (_, true) => Some("vtep".into()),
-            (true, false) if self.xdp.device().is_some() => Some("xdp".into()),
-            (true, false) => Some("nic".into()),
-            (false, false) => None,
+        let at_nic = attached(Hook::NicIngress);
+        let at_vtep = attached(Hook::VtepIngress);
+        let by_xdp = self.xdp.device().is_some();
+        status.ingress = match self.ways.v4 {
+            None => None,
+            Some(ways) if ways.tunnel && self.options.ingress == Ingress::Vtep && at_vtep => {
+                Some("vtep".into())
+            }
+            Some(_) if at_nic && by_xdp => Some("xdp".into()),
+            Some(_) if at_nic => Some("nic".into()),
+            Some(_) => None,
         };
-        status.egress = Some(
-            match (self.tunnel, self.egress) {
+        status.egress = self.ways.v4.map(|ways| {
+            match (ways.tunnel, self.egress) {
                 (false, _) => "direct",
                 (true, Egress::Assist) => "assist",
                 (true, _) => "encap",
             }
-            .into(),
-        );
+            .into()
+        });
+        let ways = self.ways.v6.filter(|_| at_nic || at_vtep);
+        status.ingress_v6 = ways.map(|ways| if ways.tunnel { "vtep" } else { "nic" }.into());
+        status.egress_v6 = ways.map(|ways| if ways.tunnel { "assist" } else { "direct" }.into());
         status.pods.clone_from(&self.pods);
         match self.tables.counters() {
             Ok(counters) => status.counters = counters,
@@ -497,17 +540,19 @@ impl Engine {
     }
 }
 
-/// Whether any peer is reached through the tunnel, and whether any is without it.
-fn kinds(topology: &Topology) -> (bool, bool) {
-    (
-        topology.vtep.v4.is_some() && topology.peers.any(Family::V4, true),
-        topology.peers.any(Family::V4, false),
-    )
+/// How other nodes are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ways {
+    /// Some through the tunnel.
+    tunnel: bool,
+    /// Some without it.
+    direct: bool,
 }
 
 /// Length of the subnets that are told apart by number.
-fn prefix_len(topology: &Topology) -> u8 {
-    topology.subnet.v4.map_or(0, |subnet| subnet.prefix_len())
+fn prefix_len(topology: &Topology, family: Family) -> u8 {
+    let subnet = topology.subnet.get(family);
+    subnet.map_or(0, |subnet| subnet.prefix_len())
 }
 
 /// What is special about serving a pod.

@@ -5,26 +5,27 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::lpm_trie::{self, LpmTrie};
 use aya::maps::{Array, Map, MapData, MapError};
 use bytemuck::Pod;
 use flannel_common::decide::permit::{Terms, permit_flow};
 use flannel_common::decide::transport::Transport;
-use flannel_common::flow::{Flow, FlowKey, Flows, Leg, SharedFlow};
+use flannel_common::family::Family;
+use flannel_common::flow::{Clock, Flow, FlowKey, FlowKey6, Flows, Leg, SharedFlow};
 use flannel_common::maps::{
-    Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_FLOWS, FLAG_OTHER_LENGTHS, FLAG_XDP, LocalPod,
-    Peer,
+    Config, Control, FLAG_ACTIVE, FLAG_DECAP, FLAG_FLOWS, FLAG_XDP, PeerEntry, PodEntry,
 };
 use flannel_common::outcome::Outcome;
-use flannel_common::wire::{Be32, ipv4};
+use flannel_common::wire::{Be32, Be128, ip};
 
 use super::indexed::{self, Numbered};
 use super::pin::Pins;
 use super::plain::Plain;
+use super::routes::Mapped;
 use super::sys;
 use super::tables::{monotonic, nanoseconds};
 
@@ -47,19 +48,48 @@ pub enum Error {
     Foreign(PathBuf),
 }
 
+/// A flow of either family by its addresses and ports, the pod of this node first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Address of the pod of this node.
+    pub pod: IpAddr,
+    /// Address of the pod elsewhere.
+    pub remote: IpAddr,
+    /// Port of the pod of this node.
+    pub pod_port: u16,
+    /// Port of the pod elsewhere.
+    pub remote_port: u16,
+    /// Whether it is TCP; else it is UDP.
+    pub tcp: bool,
+}
+
+/// What the maps say of a node or a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Since when it is so: nanoseconds of `CLOCK_MONOTONIC`.
+    pub since: u64,
+    /// Whether packets go there without a tunnel.
+    pub direct: bool,
+}
+
+/// Other nodes with subnets of any length.
+type Trie<A> = LpmTrie<MapData, Plain<A>, Plain<<A as Family>::Peer>>;
+
 /// The flows of a node at one moment, with all that decides about them.
 pub struct Remembered {
     /// The config in force.
     pub config: Config,
     /// All flows.
-    pub flows: Vec<(FlowKey, Flow)>,
+    pub flows: Vec<(Key, Flow)>,
     /// Nanoseconds of `CLOCK_MONOTONIC` when the flows had been read.
     pub now: u64,
     /// When programs stop acting.
     expires: u64,
-    pods: HashMap<Be32, LocalPod>,
-    subnets: HashMap<Be32, Peer>,
-    other_lengths: Option<LpmTrie<MapData, Plain<Be32>, Plain<Peer>>>,
+    pods: HashMap<IpAddr, Known>,
+    /// By their first address.
+    subnets: HashMap<IpAddr, Known>,
+    other_lengths: Option<Trie<Be32>>,
+    other_lengths_v6: Option<Trie<Be128>>,
 }
 
 /// What would become of a packet of one direction of a flow.
@@ -90,44 +120,77 @@ impl Remembered {
         }
         let control: Control = element(&maps.join("CONTROL"), 0)?;
         let config: Config = element(&maps.join("CONFIG"), control.slot)?;
-        let trie = maps.join("SUBNETS_LPM");
-        let other_lengths = Map::LpmTrie(open(&trie)?).try_into();
-        let pods = values(&maps.join("POD_INDEX"), &maps.join("PODS"))?;
-        let subnets = values(&maps.join("SUBNET_INDEX"), &maps.join("PEERS"))?;
-        let flows = entries(&maps.join("FLOWS"))?;
-        Ok(Self {
+        let mut remembered = Self {
             config,
-            flows,
-            now: nanoseconds(monotonic()),
+            flows: Vec::new(),
+            now: 0,
             expires: control.expires,
-            pods,
-            subnets,
-            other_lengths: Some(other_lengths.map_err(|_| Error::Foreign(trie))?),
-        })
+            pods: HashMap::new(),
+            subnets: HashMap::new(),
+            other_lengths: Some(trie::<Be32>(&maps)?),
+            other_lengths_v6: Some(trie::<Be128>(&maps)?),
+        };
+        remembered.add::<Be32>(&maps, |key: FlowKey| Key {
+            pod: Ipv4Addr::from(key.pod).into(),
+            remote: Ipv4Addr::from(key.remote).into(),
+            pod_port: key.pod_port.get(),
+            remote_port: key.remote_port.get(),
+            tcp: key.protocol == u32::from(ip::TCP),
+        })?;
+        remembered.add::<Be128>(&maps, |key: FlowKey6| Key {
+            pod: Ipv6Addr::from(key.pod).into(),
+            remote: Ipv6Addr::from(key.remote).into(),
+            pod_port: key.pod_port.get(),
+            remote_port: key.remote_port.get(),
+            tcp: key.protocol == u32::from(ip::TCP),
+        })?;
+        remembered.now = nanoseconds(monotonic());
+        Ok(remembered)
+    }
+
+    /// Adds what the maps of a family hold.
+    fn add<A: Mapped>(&mut self, maps: &Path, key: impl Fn(A::Key) -> Key) -> Result<(), Error> {
+        let names = A::NAMES;
+        let address = |address: A| -> IpAddr { A::Ip::from(address).into() };
+        let pods = values::<A::Pod>(&maps.join(names.pod_index), &maps.join(names.pods))?;
+        self.pods.extend(pods.iter().map(|pod| {
+            let known = Known {
+                since: pod.since(),
+                direct: false,
+            };
+            (address(PodEntry::address(pod)), known)
+        }));
+        let peers = values::<A::Peer>(&maps.join(names.subnet_index), &maps.join(names.peers))?;
+        let known = peers.iter().map(|peer| (address(peer.subnet()), of(peer)));
+        self.subnets.extend(known);
+        let flows = entries::<A::Key, Flow>(&maps.join(names.flows))?;
+        let flows = flows.into_iter().map(|(own, flow)| (key(own), flow));
+        self.flows.extend(flows);
+        Ok(())
     }
 
     /// The pod of this node with that address, if the fast path serves it.
-    pub fn pod(&self, address: Ipv4Addr) -> Option<LocalPod> {
-        self.pods.get(&address.into()).copied()
+    pub fn pod(&self, address: IpAddr) -> Option<Known> {
+        self.pods.get(&address).copied()
     }
 
     /// The node whose subnet holds that address, if the fast path leads there.
-    pub fn peer(&self, address: Ipv4Addr) -> Option<Peer> {
-        let subnet = Be32::new(address.to_bits() & self.config.subnet_mask.get());
-        let longest = || {
-            // As the programs do: without the flag the trie is empty.
-            let trie = self.other_lengths.as_ref()?;
-            if self.config.flags & FLAG_OTHER_LENGTHS == 0 {
-                return None;
-            }
-            let peer = trie.get(&Key::new(u32::BITS, Plain(address.into())), 0);
-            peer.ok().map(|peer| peer.0)
+    pub fn peer(&self, address: IpAddr) -> Option<Known> {
+        let config = &self.config;
+        let subnet = match address {
+            IpAddr::V4(address) => IpAddr::V4(Be32::from(address).and(config.subnet_mask).into()),
+            IpAddr::V6(address) => IpAddr::V6(Be128::from(address).and(config.subnet6_mask).into()),
+        };
+        // As the programs do: without the flag the trie is empty.
+        let longest = || match address {
+            IpAddr::V4(address) => longest(config, self.other_lengths.as_ref()?, address.into()),
+            IpAddr::V6(address) => longest(config, self.other_lengths_v6.as_ref()?, address.into()),
         };
         self.subnets.get(&subnet).copied().or_else(longest)
     }
 
     /// What would become of a packet of `leg` now.
-    pub fn judge(&self, key: &FlowKey, flow: &Flow, leg: Leg) -> Judgement {
+    pub fn judge(&self, key: &Key, flow: &Flow, leg: Leg) -> Judgement {
         let of = |outcome| Judgement {
             outcome,
             outdated: false,
@@ -138,10 +201,10 @@ impl Remembered {
         if self.now > self.expires {
             return of(Outcome::NoHeartbeat);
         }
-        let Some(pod) = self.pod(key.pod.into()) else {
+        let Some(pod) = self.pod(key.pod) else {
             return of(Outcome::NoPod);
         };
-        let Some(peer) = self.peer(key.remote.into()) else {
+        let Some(peer) = self.peer(key.remote) else {
             return of(Outcome::NoPeer);
         };
         if self.config.flags & FLAG_FLOWS == 0 {
@@ -151,10 +214,12 @@ impl Remembered {
             config: &self.config,
             expires: self.expires,
             since: pod.since.max(peer.since),
-            kernel_queues: self.config.flags & (FLAG_DECAP | FLAG_XDP) != 0 && !peer.is_direct(),
+            kernel_queues: self.config.flags & (FLAG_DECAP | FLAG_XDP) != 0
+                && key.pod.is_ipv4()
+                && !peer.direct,
         };
         let transport = Transport {
-            tcp: key.protocol == u32::from(ipv4::TCP),
+            tcp: key.tcp,
             ..Transport::default()
         };
         let alone = Alone {
@@ -173,21 +238,44 @@ impl Remembered {
     }
 }
 
+fn of<P: PeerEntry>(peer: &P) -> Known {
+    Known {
+        since: peer.since(),
+        direct: peer.is_direct(),
+    }
+}
+
+fn trie<A: Mapped>(maps: &Path) -> Result<Trie<A>, Error> {
+    let path = maps.join(A::NAMES.subnets_lpm);
+    let trie = Map::LpmTrie(open(&path)?).try_into();
+    trie.map_err(|_| Error::Foreign(path))
+}
+
+fn longest<A: Mapped>(config: &Config, trie: &Trie<A>, address: A) -> Option<Known> {
+    if config.flags & A::OTHER_LENGTHS == 0 {
+        return None;
+    }
+    let key = lpm_trie::Key::new(u32::from(A::FAMILY.bits()), Plain(address));
+    trie.get(&key, 0).ok().map(|peer| of(&peer.0))
+}
+
 /// A copy of one flow, as a map.
 struct Alone {
     flow: SharedFlow,
     now: u64,
 }
 
-impl Flows for Alone {
-    fn find(&self, _: &FlowKey) -> Option<&SharedFlow> {
+impl<K> Flows<K> for Alone {
+    fn find(&self, _: &K) -> Option<&SharedFlow> {
         Some(&self.flow)
     }
 
-    fn create(&self, _: &FlowKey, _: &Flow) {}
+    fn create(&self, _: &K, _: &Flow) {}
 
-    fn forget(&self, _: &FlowKey) {}
+    fn forget(&self, _: &K) {}
+}
 
+impl Clock for Alone {
     fn now(&self) -> u64 {
         self.now
     }
@@ -226,12 +314,10 @@ fn array<V: aya::Pod>(path: &Path) -> Result<Array<MapData, V>, Error> {
         .map_err(|_| Error::Foreign(path.to_owned()))
 }
 
-/// The values that an index leads to, by their address.
-fn values<V: Numbered>(index: &Path, values: &Path) -> Result<HashMap<Be32, V>, Error> {
+/// The values that an index leads to.
+fn values<V: Numbered>(index: &Path, values: &Path) -> Result<Vec<V>, Error> {
     let found = indexed::read::<V>(&array(index)?, &array(values)?);
-    let found = found.map_err(|_| Error::Foreign(values.to_owned()))?;
-    let with_address = found.into_iter().map(|value| (value.address(), value));
-    Ok(with_address.collect())
+    found.map_err(|_| Error::Foreign(values.to_owned()))
 }
 
 /// All entries of a hash map with keys and values of these types.
@@ -265,9 +351,18 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const NOW: u64 = 100 * SECOND;
 
-    /// A node that has been as it is since second 50, with pod 10.5.1.2 and a peer with 10.5.2.0/24.
+    const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 5, 1, 2));
+    const SUBNET: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 5, 2, 0));
+    const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 5, 0, 1, 0, 0, 0, 2));
+    const SUBNET6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 5, 0, 2, 0, 0, 0, 0));
+
+    /// A node that has been as it is since second 50, with a pod and a peer of each family.
     fn node() -> Remembered {
         let since = 50 * SECOND;
+        let known = Known {
+            since,
+            direct: false,
+        };
         Remembered {
             config: Config {
                 since,
@@ -275,35 +370,26 @@ mod tests {
                 stale_after: 2 * SECOND + SECOND / 2,
                 flags: FLAG_ACTIVE | FLAG_FLOWS | FLAG_TCP,
                 subnet_mask: Be32::new(0xffff_ff00),
+                subnet6_mask: Be128::new(u128::MAX << 64),
                 ..Config::default()
             },
             flows: Vec::new(),
             now: NOW,
             expires: NOW + SECOND,
-            pods: HashMap::from([(
-                Ipv4Addr::new(10, 5, 1, 2).into(),
-                LocalPod {
-                    since,
-                    ..LocalPod::default()
-                },
-            )]),
-            subnets: HashMap::from([(
-                Ipv4Addr::new(10, 5, 2, 0).into(),
-                Peer {
-                    since,
-                    ..Peer::default()
-                },
-            )]),
+            pods: [POD, POD6].map(|pod| (pod, known)).into(),
+            subnets: [SUBNET, SUBNET6].map(|subnet| (subnet, known)).into(),
             other_lengths: None,
+            other_lengths_v6: None,
         }
     }
 
-    fn key() -> FlowKey {
-        FlowKey {
-            pod: Ipv4Addr::new(10, 5, 1, 2).into(),
-            remote: Ipv4Addr::new(10, 5, 2, 3).into(),
-            protocol: ipv4::TCP.into(),
-            ..FlowKey::default()
+    fn key() -> Key {
+        Key {
+            pod: POD,
+            remote: IpAddr::V4(Ipv4Addr::new(10, 5, 2, 3)),
+            pod_port: 0,
+            remote_port: 0,
+            tcp: true,
         }
     }
 
@@ -332,6 +418,21 @@ mod tests {
         let mut closing = attested(99);
         closing.legs[Leg::Out as usize].closing = 1;
         assert_eq!(judged(&node, &closing, Leg::Out), ("closing", false));
+    }
+
+    #[test]
+    fn both_families_are_judged_alike() {
+        let node = node();
+        let key = Key {
+            pod: POD6,
+            remote: IpAddr::V6(Ipv6Addr::new(0xfd00, 5, 0, 2, 0, 0, 0, 3)),
+            ..key()
+        };
+        let outcome = |key: &Key, leg| node.judge(key, &attested(99), leg).outcome;
+        assert_eq!(outcome(&key, Leg::Out), Outcome::Fast);
+        assert_eq!(outcome(&key, Leg::In), Outcome::NoFlow);
+        let remote = IpAddr::V6(Ipv6Addr::new(0xfd00, 5, 0, 3, 0, 0, 0, 3));
+        assert_eq!(outcome(&Key { remote, ..key }, Leg::Out), Outcome::NoPeer);
     }
 
     #[test]

@@ -5,15 +5,17 @@
 //! says whose it is, so that whatever else an index may lead to is not taken for what was looked for.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use aya::maps::{Array, IterableMap as _, MapData, MapError};
 use bytemuck::Pod;
-use flannel_common::maps::{LocalPod, NO_SLOT, Peer, pod_number, subnet_number};
-use flannel_common::wire::Be32;
+use flannel_common::family::Family;
+use flannel_common::maps::{
+    LocalPod, LocalPod6, NO_SLOT, Peer, Peer6, PeerEntry, PodEntry, pod_number, subnet_number,
+};
 
 use super::plain::Plain;
 use super::slots::Slots;
@@ -22,31 +24,47 @@ use super::table::Entries;
 
 /// A value that says whose it is.
 pub trait Numbered: Pod {
+    /// An address of its family.
+    type Address: Family;
+
     /// Its address.
-    fn address(&self) -> Be32;
+    fn address(&self) -> Self::Address;
 
     /// The number of an address, where subnets have that many bits for hosts.
-    fn number(address: Be32, host_bits: u32) -> u32;
+    fn number(address: Self::Address, host_bits: u32) -> u32;
 }
 
-impl Numbered for Peer {
-    fn address(&self) -> Be32 {
-        self.subnet
-    }
+macro_rules! numbered {
+    ($($peer:ident, $pod:ident;)*) => {$(
+        impl Numbered for $peer {
+            type Address = <Self as PeerEntry>::Address;
 
-    fn number(address: Be32, host_bits: u32) -> u32 {
-        subnet_number(address, host_bits)
-    }
+            fn address(&self) -> Self::Address {
+                self.subnet
+            }
+
+            fn number(address: Self::Address, host_bits: u32) -> u32 {
+                subnet_number(address, host_bits)
+            }
+        }
+
+        impl Numbered for $pod {
+            type Address = <Self as PodEntry>::Address;
+
+            fn address(&self) -> Self::Address {
+                self.address
+            }
+
+            fn number(address: Self::Address, _: u32) -> u32 {
+                pod_number(address)
+            }
+        }
+    )*};
 }
 
-impl Numbered for LocalPod {
-    fn address(&self) -> Be32 {
-        self.address
-    }
-
-    fn number(address: Be32, _: u32) -> u32 {
-        pod_number(address)
-    }
+numbered! {
+    Peer, LocalPod;
+    Peer6, LocalPod6;
 }
 
 /// An index and its values.
@@ -55,7 +73,7 @@ pub struct Indexed<V: Numbered> {
     values: Array<MapData, Plain<V>>,
     host_bits: u32,
     /// The slot and the address of each number that is taken.
-    entries: HashMap<u32, (u32, Be32)>,
+    entries: HashMap<u32, (u32, V::Address)>,
     slots: Slots,
 }
 
@@ -98,22 +116,26 @@ impl<V: Numbered> Indexed<V> {
     }
 }
 
-impl<V: Numbered> Entries<Ipv4Addr, V> for Indexed<V> {
-    fn all(&self) -> Result<Vec<(Ipv4Addr, V)>, MapError> {
+impl<V, K> Entries<K, V> for Indexed<V>
+where
+    V: Numbered,
+    K: Copy + Display + From<V::Address> + Into<V::Address>,
+{
+    fn all(&self) -> Result<Vec<(K, V)>, MapError> {
         self.entries
             .values()
             .map(|(slot, address)| Ok(((*address).into(), self.values.get(slot, 0)?.0)))
             .collect()
     }
 
-    fn put(&mut self, key: &Ipv4Addr, value: V) -> Result<(), MapError> {
-        let address = Be32::from(*key);
+    fn put(&mut self, key: &K, value: V) -> Result<(), MapError> {
+        let address: V::Address = (*key).into();
         let number = V::number(address, self.host_bits);
         let old = self.entries.get(&number).copied();
         if let Some((_, other)) = old
             && other != address
         {
-            let other = Ipv4Addr::from(other);
+            let other = K::from(other);
             return Err(io::Error::other(format!("{key} and {other} have one number")).into());
         }
         let now = Instant::now();
@@ -133,8 +155,8 @@ impl<V: Numbered> Entries<Ipv4Addr, V> for Indexed<V> {
         Ok(())
     }
 
-    fn delete(&mut self, key: &Ipv4Addr) -> Result<(), MapError> {
-        let address = Be32::from(*key);
+    fn delete(&mut self, key: &K) -> Result<(), MapError> {
+        let address: V::Address = (*key).into();
         let number = V::number(address, self.host_bits);
         match self.entries.get(&number).copied() {
             Some((slot, found)) if found == address => {

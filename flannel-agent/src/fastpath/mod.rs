@@ -16,6 +16,7 @@ pub mod object;
 mod pin;
 pub mod plain;
 pub mod probe;
+mod routes;
 mod slots;
 mod sys;
 pub mod table;
@@ -107,6 +108,8 @@ pub struct Options {
     pub mark: u32,
     /// How many flows are remembered at most; zero for as many as the object says.
     pub flows: u32,
+    /// Whether IPv6 is served beside IPv4.
+    pub ipv6: bool,
     /// Age of an attestation from which a flow is probed.
     pub revalidate: Duration,
     /// How much longer it stays fast without an answer.

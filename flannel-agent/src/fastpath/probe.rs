@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Instant;
 
 use aya::Ebpf;
-use flannel_common::maps::MAX_FLOWS;
 use flannel_common::outcome::Hook;
 use rustix::process::getpid;
 use serde::Serialize;
@@ -70,8 +69,10 @@ pub fn run(object: Option<&Path>, attest: Attest) -> Result<Report, Error> {
     };
     let facts = Facts::ask(attest);
     let mut bpf =
-        object::load(&bytes, &facts, MAX_FLOWS, None).map_err(|source| Error::Object {
-            source: Box::new(source),
+        object::load(&bytes, &facts, object::Room::default(), None).map_err(|source| {
+            Error::Object {
+                source: Box::new(source),
+            }
         })?;
     let mut programs = Vec::new();
     for hook in Hook::ALL {

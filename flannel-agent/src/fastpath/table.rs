@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
-use flannel_common::wire::Be32;
-use ipnet::Ipv4Net;
+use flannel_common::wire::{Be32, Be128};
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::Error;
 use super::plain::Plain;
@@ -24,35 +24,66 @@ pub trait Entries<K, V> {
     fn delete(&mut self, key: &K) -> Result<(), MapError>;
 }
 
-impl<M: BorrowMut<MapData>, V: bytemuck::Pod> Entries<Ipv4Net, V>
-    for LpmTrie<M, Plain<Be32>, Plain<V>>
+/// A prefix as a key of a trie.
+pub trait Prefix: Sized {
+    /// An address in the map.
+    type Address: bytemuck::Pod;
+
+    /// The key.
+    fn key(&self) -> Key<Plain<Self::Address>>;
+
+    /// The prefix of a key; nothing for one that is none.
+    fn from_key(key: &Key<Plain<Self::Address>>) -> Option<Self>;
+}
+
+impl Prefix for Ipv4Net {
+    type Address = Be32;
+
+    fn key(&self) -> Key<Plain<Be32>> {
+        Key::new(self.prefix_len().into(), Plain(self.network().into()))
+    }
+
+    fn from_key(key: &Key<Plain<Be32>>) -> Option<Self> {
+        let length = u8::try_from(key.prefix_len()).ok()?;
+        Self::new(key.data().0.into(), length).ok()
+    }
+}
+
+impl Prefix for Ipv6Net {
+    type Address = Be128;
+
+    fn key(&self) -> Key<Plain<Be128>> {
+        Key::new(self.prefix_len().into(), Plain(self.network().into()))
+    }
+
+    fn from_key(key: &Key<Plain<Be128>>) -> Option<Self> {
+        let length = u8::try_from(key.prefix_len()).ok()?;
+        Self::new(key.data().0.into(), length).ok()
+    }
+}
+
+impl<M, P, V> Entries<P, V> for LpmTrie<M, Plain<P::Address>, Plain<V>>
+where
+    M: BorrowMut<MapData>,
+    P: Prefix,
+    V: bytemuck::Pod,
 {
-    fn all(&self) -> Result<Vec<(Ipv4Net, V)>, MapError> {
+    fn all(&self) -> Result<Vec<(P, V)>, MapError> {
         let mut entries = Vec::new();
         for entry in self.iter() {
             let (key, value) = entry?;
-            let length = u8::try_from(key.prefix_len()).unwrap_or(u8::MAX);
-            if let Ok(subnet) = Ipv4Net::new(key.data().0.into(), length) {
-                entries.push((subnet, value.0));
-            }
+            entries.extend(P::from_key(&key).map(|subnet| (subnet, value.0)));
         }
         Ok(entries)
     }
 
-    fn put(&mut self, key: &Ipv4Net, value: V) -> Result<(), MapError> {
-        self.insert(&prefix(key), Plain(value), 0)
+    fn put(&mut self, key: &P, value: V) -> Result<(), MapError> {
+        self.insert(&key.key(), Plain(value), 0)
     }
 
-    fn delete(&mut self, key: &Ipv4Net) -> Result<(), MapError> {
-        self.remove(&prefix(key))
+    fn delete(&mut self, key: &P) -> Result<(), MapError> {
+        self.remove(&key.key())
     }
-}
-
-fn prefix(subnet: &Ipv4Net) -> Key<Plain<Be32>> {
-    Key::new(
-        u32::from(subnet.prefix_len()),
-        Plain(Be32::from(subnet.network())),
-    )
 }
 
 /// A map and its mirror.

@@ -1,112 +1,48 @@
 //! The maps as a whole: what a topology puts into them, and in which order.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use flannel_common::flow::{Flow, FlowKey};
-use flannel_common::maps::{
-    CONFIG_SLOTS, Config, Control, FLAG_ACTIVE, FLAG_OTHER_LENGTHS, LocalPod, Peer, subnet_number,
-};
+use flannel_common::maps::{CONFIG_SLOTS, Config, Control, FLAG_ACTIVE, FLAG_IPV6};
 use flannel_common::outcome::{self, Hook, Outcome};
-use flannel_common::wire::Be32;
-use ipnet::{IpNet, Ipv4Net};
+use flannel_common::wire::{Be32, Be128};
+use ipnet::IpNet;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Error;
-use super::indexed::Indexed;
 use super::plain::Plain;
-use super::sys;
-use super::table::Table;
-use super::topology::{PeerRoute, Peers};
+use super::routes::{Mapped as _, Routes, Wanted};
+use super::topology::Peers;
 use crate::status::Counters;
-
-type Trie<V> = LpmTrie<MapData, Plain<Be32>, Plain<V>>;
 
 /// All maps.
 pub struct Tables {
     control: Array<MapData, Plain<Control>>,
     config: Array<MapData, Plain<Config>>,
-    subnets: Table<Indexed<Peer>, Ipv4Addr, Peer>,
-    other_lengths: Table<Trie<Peer>, Ipv4Net, Peer>,
-    pods: Table<Indexed<LocalPod>, Ipv4Addr, LocalPod>,
-    flows: MapData,
+    v4: Routes<Be32>,
+    v6: Routes<Be128>,
     counters: PerCpuArray<MapData, u64>,
 }
 
 /// What the maps should hold.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// The config, without [`FLAG_OTHER_LENGTHS`], which follows from the subnets.
+    /// The config, without the flags that follow from the subnets ([`Wanted::flags`]).
     pub config: Config,
-    /// Peers whose subnets have the length that the config's mask says, each with a number of its own.
-    pub subnets: BTreeMap<Ipv4Addr, Peer>,
-    /// All other peers.
-    pub other_lengths: BTreeMap<Ipv4Net, Peer>,
-    /// Pods with all their hooks in place.
-    pub pods: BTreeMap<Ipv4Addr, LocalPod>,
+    /// What there is of IPv4.
+    pub v4: Wanted<Be32>,
+    /// What there is of IPv6.
+    pub v6: Wanted<Be128>,
 }
 
-impl Contents {
-    /// Sorts peers by the length of their subnet. Should two subnets have one number, the lower one keeps it.
-    pub fn set_peers<'a>(&mut self, peers: impl IntoIterator<Item = &'a PeerRoute>, length: u8) {
-        let host_bits = u32::BITS - u32::from(length);
-        let mut numbers = BTreeSet::new();
-        let mut peers: Vec<_> = peers.into_iter().filter_map(entry).collect();
-        peers.sort_by_key(|(subnet, _)| *subnet);
-        for (subnet, value) in peers {
-            let usual = subnet.prefix_len() == length;
-            if usual && numbers.insert(subnet_number(value.subnet, host_bits)) {
-                self.subnets.insert(subnet.network(), value);
-            } else {
-                self.other_lengths.insert(subnet.trunc(), value);
-            }
-        }
-    }
-}
-
-/// A peer as the maps hold it; none if it is of the other family.
-fn entry(route: &PeerRoute) -> Option<(Ipv4Net, Peer)> {
-    let (IpNet::V4(subnet), IpAddr::V4(node_ip), IpAddr::V4(next_hop)) =
-        (route.subnet, route.node_ip, route.next_hop)
-    else {
-        return None;
-    };
-    let value = Peer {
-        subnet: subnet.network().into(),
-        node_ip: node_ip.into(),
-        next_hop: next_hop.into(),
-        vtep_mac: route.vtep_mac.unwrap_or_default(),
-        ..Peer::default()
-    };
-    Some((subnet, value))
-}
-
-/// A peer with the time since when it is so: that of the entry that is there, if nothing else differs.
-fn dated(old: Option<&Peer>, new: Peer, now: u64) -> Peer {
-    let since = old.map_or(now, |old| old.since);
-    let as_before = Peer { since, ..new };
-    if old == Some(&as_before) {
-        as_before
-    } else {
-        Peer { since: now, ..new }
-    }
-}
-
-fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(
-    bpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<T, Error> {
-    let map = bpf.take_map(name).ok_or(Error::Missing { name })?;
-    T::try_from(map).map_err(|source| Error::Map {
-        map: name,
-        source: Box::new(source),
-    })
+/// Takes a map out of a loaded object.
+///
+/// # Errors
+/// [`Error::Missing`].
+pub fn take(bpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
+    bpf.take_map(name).ok_or(Error::Missing { name })
 }
 
 impl Tables {
@@ -115,22 +51,19 @@ impl Tables {
     /// # Errors
     /// [`Error::Missing`] or [`Error::Map`].
     pub fn adopt(bpf: &mut Ebpf) -> Result<Self, Error> {
-        let control = take(bpf, "CONTROL")?;
-        let config = take(bpf, "CONFIG")?;
-        let host_bits = in_force(&control, &config)?.host_bits;
-        let peers = Indexed::adopt(take(bpf, "SUBNET_INDEX")?, take(bpf, "PEERS")?, host_bits);
-        let pods = Indexed::adopt(take(bpf, "POD_INDEX")?, take(bpf, "PODS")?, host_bits);
+        let error = |name| move |source| map_error(name, source);
+        let control = take(bpf, "CONTROL")?.try_into();
+        let control = control.map_err(error("CONTROL"))?;
+        let config = take(bpf, "CONFIG")?.try_into();
+        let config = config.map_err(error("CONFIG"))?;
+        let counters = take(bpf, "COUNTERS")?.try_into();
+        let current = in_force(&control, &config)?;
         Ok(Self {
             control,
             config,
-            subnets: Table::adopt("PEERS", peers.map_err(|source| map_error("PEERS", source))?)?,
-            other_lengths: Table::adopt("SUBNETS_LPM", take(bpf, "SUBNETS_LPM")?)?,
-            pods: Table::adopt("PODS", pods.map_err(|source| map_error("PODS", source))?)?,
-            flows: match bpf.take_map("FLOWS") {
-                Some(Map::LruHashMap(data)) => data,
-                _ => return Err(Error::Missing { name: "FLOWS" }),
-            },
-            counters: take(bpf, "COUNTERS")?,
+            v4: Routes::adopt(bpf, current.host_bits)?,
+            v6: Routes::adopt(bpf, current.host6_bits)?,
+            counters: counters.map_err(error("COUNTERS"))?,
         })
     }
 
@@ -140,31 +73,32 @@ impl Tables {
     /// # Errors
     /// [`Error::Map`] for the last entry that failed; all are tried.
     pub fn sync(&mut self, mut contents: Contents) -> Result<(), Error> {
-        self.date(&mut contents);
-        let contents = &contents;
-        let mut config = contents.config;
-        if !contents.other_lengths.is_empty() {
-            config.flags |= FLAG_OTHER_LENGTHS;
-        }
+        let now = nanoseconds(monotonic());
+        self.v4.date(&mut contents.v4, now);
+        self.v6.date(&mut contents.v6, now);
+        let Contents { mut config, v4, v6 } = contents;
+        config.flags |= v4.flags() | v6.flags();
         let current = self.current()?;
         // Numbers mean something else under another mask.
-        if current.subnet_mask != config.subnet_mask {
-            if current.flags & FLAG_ACTIVE != 0 {
-                self.set_config(Config {
-                    flags: 0,
-                    ..current
-                })?;
-            }
-            self.subnets.prune(&BTreeMap::new())?;
-            self.subnets.map_mut().renumber(config.host_bits);
+        let renumbers_v4 = current.subnet_mask != config.subnet_mask;
+        let renumbers_v6 = current.subnet6_mask != config.subnet6_mask;
+        if (renumbers_v4 || renumbers_v6) && current.flags & FLAG_ACTIVE != 0 {
+            self.set_config(Config {
+                flags: 0,
+                ..current
+            })?;
+        }
+        if renumbers_v4 {
+            self.v4.renumber(config.host_bits)?;
+        }
+        if renumbers_v6 {
+            self.v6.renumber(config.host6_bits)?;
         }
         let results = [
-            self.pods.prune(&contents.pods),
-            self.subnets.prune(&contents.subnets),
-            self.other_lengths.prune(&contents.other_lengths),
-            self.subnets.fill(&contents.subnets),
-            self.other_lengths.fill(&contents.other_lengths),
-            self.pods.fill(&contents.pods),
+            self.v4.prune(&v4),
+            self.v6.prune(&v6),
+            self.v4.fill(&v4),
+            self.v6.fill(&v6),
         ];
         self.next_generation()?;
         if self.current()? != config {
@@ -186,20 +120,28 @@ impl Tables {
     /// [`Error::Map`].
     pub fn change_peers(&mut self, peers: &Peers, subnets: &[IpNet]) -> Result<bool, Error> {
         let config = self.current()?;
-        let mask = Ipv4Addr::from(config.subnet_mask);
         let now = nanoseconds(monotonic());
         for subnet in subnets {
-            let IpNet::V4(subnet_v4) = subnet else {
-                continue;
+            let other_lengths = match subnet {
+                IpNet::V4(_) => Be32::OTHER_LENGTHS,
+                IpNet::V6(_) => Be128::OTHER_LENGTHS,
             };
-            if config.flags & FLAG_OTHER_LENGTHS != 0 || subnet_v4.netmask() != mask {
+            if config.flags & other_lengths != 0 {
                 return Ok(false);
             }
-            let address = subnet_v4.network();
-            let value = peers.get(subnet).and_then(entry);
-            let value = value.map(|(_, new)| dated(self.subnets.get(&address), new, now));
-            // It may have the number of another, which only all together can tell.
-            if self.subnets.change(address, value).is_err() {
+            let changed = match subnet {
+                IpNet::V4(_) => {
+                    let length = config.subnet_mask.get().leading_ones() as u8;
+                    self.v4.change(peers, subnet, length, now)
+                }
+                // Without it there is nothing to be changed.
+                IpNet::V6(_) if config.flags & FLAG_IPV6 == 0 => true,
+                IpNet::V6(_) => {
+                    let length = config.subnet6_mask.get().leading_ones() as u8;
+                    self.v6.change(peers, subnet, length, now)
+                }
+            };
+            if !changed {
                 return Ok(false);
             }
         }
@@ -215,23 +157,6 @@ impl Tables {
         let mut control = self.control()?;
         control.expires = nanoseconds(until);
         self.set_control(control)
-    }
-
-    /// Gives entries that stay as they are the time of those that are there, and all others the present.
-    fn date(&self, contents: &mut Contents) {
-        let now = nanoseconds(monotonic());
-        for (subnet, peer) in &mut contents.subnets {
-            *peer = dated(self.subnets.get(subnet), *peer, now);
-        }
-        for (subnet, peer) in &mut contents.other_lengths {
-            *peer = dated(self.other_lengths.get(subnet), *peer, now);
-        }
-        for (address, pod) in &mut contents.pods {
-            let old = self.pods.get(address);
-            let since = old.map_or(now, |old| old.since);
-            let same = old == Some(&LocalPod { since, ..*pod });
-            pod.since = if same { since } else { now };
-        }
     }
 
     /// Tells the programs to leave everything to the kernel.
@@ -251,7 +176,7 @@ impl Tables {
     /// # Errors
     /// What the kernel says.
     pub fn flows(&self) -> io::Result<u64> {
-        sys::count_entries::<FlowKey, Flow>(self.flows.fd().as_fd())
+        Ok(self.v4.flows()? + self.v6.flows()?)
     }
 
     /// The age from which the programs probe a flow; zero if there is none.
@@ -350,48 +275,10 @@ pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn map_error(map: &'static str, source: aya::maps::MapError) -> Error {
+/// An error of a map.
+pub fn map_error(map: &'static str, source: aya::maps::MapError) -> Error {
     Error::Map {
         map,
         source: Box::new(source),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use flannel_common::addr::Mac;
-
-    use super::*;
-
-    #[test]
-    fn peers_are_sorted_by_the_length_of_their_subnet() {
-        let peer = |subnet: &str, vtep_mac| PeerRoute {
-            subnet: subnet.parse().expect("a prefix"),
-            node_ip: [192, 168, 100, 2].into(),
-            next_hop: [192, 168, 100, 254].into(),
-            vtep_mac,
-        };
-        let mac = Mac([2, 0, 0, 0, 0, 1]);
-        let mut contents = Contents::default();
-        contents.set_peers(
-            &[peer("10.5.9.0/24", Some(mac)), peer("10.5.64.0/26", None)],
-            24,
-        );
-        // As far from the first as there are numbers.
-        contents.set_peers(
-            &[peer("10.5.9.0/24", Some(mac)), peer("12.5.9.0/24", None)],
-            24,
-        );
-        let usual = contents.subnets[&Ipv4Addr::new(10, 5, 9, 0)];
-        assert_eq!(usual.vtep_mac, mac);
-        assert_eq!(
-            Ipv4Addr::from(usual.next_hop),
-            Ipv4Addr::new(192, 168, 100, 254)
-        );
-        assert!(contents.other_lengths[&"10.5.64.0/26".parse().expect("a prefix")].is_direct());
-        assert_eq!(
-            (contents.subnets.len(), contents.other_lengths.len()),
-            (1, 2)
-        );
     }
 }

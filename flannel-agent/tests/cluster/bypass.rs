@@ -9,10 +9,7 @@ use aya::{
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
 use flannel_agent::fastpath::{facts::Facts, object};
-use flannel_common::{
-    maps::MAX_FLOWS,
-    outcome::{self, Hook, slot},
-};
+use flannel_common::outcome::{self, Hook, slot};
 use lab::{Agent, Node, NodeConfig, Pod, status::Status};
 
 use crate::meter::Meter;
@@ -117,7 +114,7 @@ impl Foreign {
         Ok(Self(object::load(
             bytes,
             &Facts::default(),
-            MAX_FLOWS,
+            object::Room::default(),
             None,
         )?))
     }

@@ -219,7 +219,7 @@ pub(crate) fn mostly_fast(what: &str, counted: &Counters) -> Outcome {
         let names = counted.declined.iter();
         let of_flows = names.filter(|(name, _)| {
             name.starts_with(hook)
-                && !name.ends_with("/not-ipv4")
+                && !name.ends_with("/not-ip")
                 && !name.ends_with("/no-pod")
                 && !name.ends_with("/protocol")
                 && !name.ends_with("/probe")

@@ -9,7 +9,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use flannel_agent::fastpath::{facts::Facts, object};
-use flannel_common::{maps::MAX_FLOWS, outcome::Hook};
+use flannel_common::outcome::Hook;
 use lab::NodeConfig;
 
 use crate::meter::Meter;
@@ -41,7 +41,7 @@ pub(crate) fn an_xdp_program_of_others_stays(setting: Setting) -> Outcome {
     with_cluster(setting.pair(), |cluster| {
         let (from, to) = (cluster.node(1), cluster.node(2));
         let bytes = object::bytes().context("no BPF object")?;
-        let mut foreign = object::load(bytes, &Facts::default(), MAX_FLOWS, None)?;
+        let mut foreign = object::load(bytes, &Facts::default(), object::Room::default(), None)?;
         to.netns().run(|| attach(&mut foreign))??;
         to.agent()
             .configure(|config| config.arguments.push(OPTION.into()));

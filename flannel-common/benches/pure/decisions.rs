@@ -3,11 +3,12 @@
 use divan::{Bencher, black_box};
 use flannel_common::decide::attest::{Verdict, attest};
 use flannel_common::decide::egress::{self, Port};
-use flannel_common::decide::{L3, ingress};
+use flannel_common::decide::{Frame, L3, Meta, frame, ingress};
 use flannel_common::flow::Leg;
 use flannel_common::outcome::{Hook, Outcome};
 use flannel_common::testing::fixtures::{self, Fixture, attested};
-use flannel_common::wire::vxlan;
+use flannel_common::wire::ethernet::Ethernet;
+use flannel_common::wire::{Be32, vxlan};
 
 use crate::maps::{Arrays, OneFlow, YOUNG, ask_for_flows, headers};
 
@@ -55,21 +56,38 @@ macro_rules! measure {
     }};
 }
 
+/// What hooks ask first.
+#[inline(always)]
+fn ethernet(packet: &[u8], meta: &Meta, maps: &Arrays) -> Result<Ethernet, Outcome> {
+    match frame(packet, meta, maps)? {
+        Frame::V4(ethernet) => Ok(ethernet),
+        Frame::V6(_) => panic!("a fixture of IPv4"),
+    }
+}
+
 fn from_pod(bencher: Bencher<'_, '_>, fixture: Fixture) {
     measure!(bencher, fixture, |frame, meta, maps, flows| {
-        egress::decide(frame, meta, Port::Pod, maps, flows)
+        egress::decide::<Be32, _, _, _>(
+            frame,
+            meta,
+            &ethernet(frame, meta, maps)?,
+            Port::Pod,
+            maps,
+            flows,
+        )
     });
 }
 
 fn from_wire(bencher: Bencher<'_, '_>, fixture: Fixture) {
     measure!(bencher, fixture, |frame, meta, maps, flows| {
-        ingress::from_wire(frame, meta, maps, flows)
+        ingress::from_wire(frame, meta, &ethernet(frame, meta, maps)?, maps, flows)
     });
 }
 
 fn from_vtep(bencher: Bencher<'_, '_>, fixture: Fixture) {
     measure!(bencher, fixture, |frame, meta, maps, flows| {
-        ingress::from_vtep(frame, meta, maps, flows)
+        let ethernet = ethernet(frame, meta, maps)?;
+        ingress::from_vtep::<Be32, _, _, _>(frame, meta, &ethernet, maps, flows)
     });
 }
 
@@ -125,7 +143,9 @@ fn nic_xdp(bencher: Bencher<'_, '_>, name: &str) {
     measure!(
         bencher,
         fixture(Hook::NicXdp, name),
-        |frame, meta, maps, flows| ingress::from_driver(frame, meta, maps, flows)
+        |frame, meta, maps, flows| {
+            ingress::from_driver(frame, meta, &ethernet(frame, meta, maps)?, maps, flows)
+        }
     );
 }
 
@@ -144,7 +164,7 @@ fn learn(bencher: Bencher<'_, '_>, fixture: &Fixture, leg: Leg) {
     let maps = Arrays::new(&fixture.tables);
     let flows = OneFlow::of(&fixture.tables);
     let run = || -> (Verdict, Outcome) {
-        attest(
+        attest::<Be32, _, _, _>(
             black_box(&fixture.frame[..]),
             black_box(&meta),
             leg,

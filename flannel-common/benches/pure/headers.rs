@@ -9,9 +9,10 @@ use flannel_common::flow::Leg;
 use flannel_common::testing::frame::Frame;
 use flannel_common::testing::node::{POD, VXLAN, config};
 use flannel_common::wire::ethernet::Ethernet;
+use flannel_common::wire::ip::IpHeader as _;
 use flannel_common::wire::ipv4::Ipv4;
 use flannel_common::wire::udp::flow_source_port;
-use flannel_common::wire::{Be16, Packet as _};
+use flannel_common::wire::{Be16, Be32, Packet as _};
 
 use crate::maps;
 
@@ -107,7 +108,8 @@ fn key(bencher: Bencher<'_, '_>, frame: &Frame) {
     let (ip, _, key) = maps::headers(&frame, L3, Leg::Out);
     let run = || {
         let ip = black_box(&ip);
-        Transport::read(black_box(&frame[..]), L3, ip).map(|transport| transport.flow(ip, Leg::Out))
+        Transport::read::<Be32, _>(black_box(&frame[..]), L3, ip)
+            .map(|transport| transport.flow::<Be32>(ip, Leg::Out))
     };
     assert_eq!(run(), Ok(key));
     bencher.bench_local(run);

@@ -1,11 +1,11 @@
 //! The maps that decisions ask, in memory and as cheap as can be: what is measured is the decision.
 
-use flannel_common::decide::Topology;
 use flannel_common::decide::transport::Transport;
-use flannel_common::flow::{Flow, FlowKey, Flows, Leg, SharedFlow};
+use flannel_common::decide::{Routes, Topology};
+use flannel_common::flow::{Clock, Flow, FlowKey, Flows, Leg, SharedFlow};
 use flannel_common::maps::{
     Config, FLAG_FLOWS, FLAG_OTHER_LENGTHS, FLAG_TCP, LocalPod, NO_SLOT, POD_NUMBERS, Peer,
-    SUBNET_NUMBERS, pod_number, subnet_number,
+    PeerEntry as _, SUBNET_NUMBERS, pod_number, subnet_number,
 };
 use flannel_common::testing::memory::{NOW, at};
 use flannel_common::testing::node::Tables;
@@ -63,6 +63,16 @@ impl Topology for Arrays {
         &self.tables.config
     }
 
+    fn generation(&self) -> u32 {
+        self.tables.generation
+    }
+
+    fn expires(&self) -> u64 {
+        self.tables.expires()
+    }
+}
+
+impl Routes<Be32> for Arrays {
     fn peer(&self, address: Be32) -> Option<&Peer> {
         let config = self.config();
         let number = subnet_number(address, config.host_bits);
@@ -77,14 +87,6 @@ impl Topology for Arrays {
     fn pod(&self, address: Be32) -> Option<&LocalPod> {
         in_slot(&self.pod_index, pod_number(address), &self.pods)
             .filter(|pod| pod.address == address)
-    }
-
-    fn generation(&self) -> u32 {
-        self.tables.generation
-    }
-
-    fn expires(&self) -> u64 {
-        self.tables.expires()
     }
 }
 
@@ -111,7 +113,7 @@ impl OneFlow {
     }
 }
 
-impl Flows for OneFlow {
+impl Flows<FlowKey> for OneFlow {
     fn find(&self, key: &FlowKey) -> Option<&SharedFlow> {
         let (own, flow) = self.0.as_ref()?;
         (own == key).then_some(flow)
@@ -120,7 +122,9 @@ impl Flows for OneFlow {
     fn create(&self, _: &FlowKey, _: &Flow) {}
 
     fn forget(&self, _: &FlowKey) {}
+}
 
+impl Clock for OneFlow {
     fn now(&self) -> u64 {
         NOW
     }
@@ -140,7 +144,7 @@ pub fn ask_for_flows(config: &mut Config) {
 /// The headers of a packet of `leg` whose IPv4 header is at `offset`, and its flow's key.
 pub fn headers(frame: &[u8], offset: usize, leg: Leg) -> (Ipv4, Transport, FlowKey) {
     let ip: Ipv4 = frame.read(offset).expect("a fixture with an IPv4 header");
-    let transport = Transport::read(frame, offset, &ip).expect("a fixture with ports");
-    let key = transport.flow(&ip, leg);
+    let transport = Transport::read::<Be32, _>(frame, offset, &ip).expect("a fixture with ports");
+    let key = transport.flow::<Be32>(&ip, leg);
     (ip, transport, key)
 }

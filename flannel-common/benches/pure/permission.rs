@@ -9,6 +9,7 @@ use flannel_common::testing::fixtures::attested;
 use flannel_common::testing::frame::Frame;
 use flannel_common::testing::memory::NOW;
 use flannel_common::testing::node::{NODE_IP, POD, Tables, VXLAN};
+use flannel_common::wire::Be32;
 
 use crate::maps::{Arrays, OneFlow, YOUNG, ask_for_flows, headers};
 
@@ -25,7 +26,7 @@ fn asked(bencher: Bencher<'_, '_>, ages: Option<Flow>, expected: Result<(), Outc
     let flows = ages.map_or(OneFlow::none(), |ages| OneFlow::new(key, &ages));
     let from = u32::from(NODE_IP);
     let run = || {
-        permit(
+        permit::<Be32, _, _, _>(
             black_box(&frame[..]),
             L3,
             black_box(&ip),

@@ -3,14 +3,14 @@
 //! Called behind the kernel's forwarding, at the last device: every chain has let the packet pass. What may be fast
 //! afterwards is decided in [`super::permit`].
 
-use super::transport::Transport;
-use super::{L3, Meta, Tag, Topology};
+use super::transport::{Transport, ends};
+use super::{L3, Meta, Routes, Tag};
+use crate::family::Family;
 use crate::flow::{Flow, Flows, Leg, LegTimes};
 use crate::maps::{FLAG_ACTIVE, FLAG_FLOWS};
 use crate::outcome::Outcome;
 use crate::wire::Packet;
-use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ethernet::Ethernet;
 
 /// What becomes of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +28,13 @@ pub enum Verdict {
 /// themselves are never probes.
 pub const PROBE_TTL: u8 = 2;
 
-/// Learns from a packet of `leg`; `attested` asks conntrack.
+/// Learns from a packet of `leg` if it is of the family `A`; `attested` asks conntrack.
 ///
 /// A probe goes no further, whatever was learned, wherever the kernel has sent it and whatever rules have made of its
 /// bytes: somebody would get its original a second time. Its tag alone tells it, which no rule can copy to a packet that
 /// is none.
 #[inline(always)]
-pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
+pub fn attest<A: Family, P: Packet + ?Sized, T: Routes<A>, F: Flows<A::Key>>(
     packet: &P,
     meta: &Meta,
     leg: Leg,
@@ -42,7 +42,8 @@ pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
     flows: &F,
     attested: impl FnOnce() -> bool,
 ) -> (Verdict, Outcome) {
-    let (Ok(outcome) | Err(outcome)) = learn(packet, meta, leg, topology, flows, attested);
+    let (Ok(outcome) | Err(outcome)) =
+        learn::<A, P, T, F>(packet, meta, leg, topology, flows, attested);
     let verdict = if meta.tag == Tag::Probe {
         Verdict::Drop
     } else {
@@ -53,7 +54,7 @@ pub fn attest<P: Packet + ?Sized, T: Topology, F: Flows>(
 
 /// `Err` is what says nothing of any flow.
 #[inline(always)]
-fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
+fn learn<A: Family, P: Packet + ?Sized, T: Routes<A>, F: Flows<A::Key>>(
     packet: &P,
     meta: &Meta,
     leg: Leg,
@@ -72,27 +73,19 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
     let came_from = meta.ingress_ifindex;
     let forwarded = match leg {
         Leg::Out => came_from == config.bridge_index,
-        Leg::In => came_from == config.vtep_index || came_from == config.uplink_index,
+        Leg::In => came_from == A::vtep_index(config) || came_from == config.uplink_index,
     };
     if came_from == 0 || !forwarded {
         return Err(Outcome::Elsewhere);
     }
     let ethernet: Ethernet = packet.read(0).ok_or(Outcome::Malformed)?;
-    if ethernet.ethertype != ethernet::IPV4 {
-        return Err(Outcome::NotIpv4);
+    if ethernet.ethertype != A::ETHERTYPE || config.flags & A::FLAG != A::FLAG {
+        return Err(Outcome::NotIp);
     }
-    let ip: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
-    if ip.version_ihl != ipv4::VERSION_IHL {
-        return Err(Outcome::Options);
-    }
-    if ip.is_fragment() {
-        return Err(Outcome::Fragment);
-    }
-    if ip.protocol != ipv4::TCP && ip.protocol != ipv4::UDP {
-        return Err(Outcome::Protocol);
-    }
-    let transport = Transport::read(packet, L3, &ip)?;
-    let key = transport.flow(&ip, leg);
+    let ip: A::Header = packet.read(L3).ok_or(Outcome::Malformed)?;
+    A::check(&ip)?;
+    let transport = Transport::read::<A, P>(packet, L3, &ip)?;
+    let key = transport.flow::<A>(&ip, leg);
     let flow = flows.find(&key);
     // Asked before pods and peers are looked up: conntrack has a quick answer for what is never attested.
     if !attested() {
@@ -114,7 +107,8 @@ fn learn<P: Packet + ?Sized, T: Topology, F: Flows>(
             Outcome::Attested
         });
     }
-    if topology.pod(key.pod).is_none() || topology.peer(key.remote).is_none() {
+    let (pod, remote) = ends::<A>(&ip, leg);
+    if topology.pod(pod).is_none() || topology.peer(remote).is_none() {
         return Err(Outcome::Elsewhere);
     }
     let mut new = Flow::default();

@@ -1,11 +1,13 @@
 //! From a pod of this node towards another node.
 
 use super::permit::{Permit, permit};
-use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
+use super::{L3, Meta, Routes, alive, check_mtu, forwardable};
+use crate::family::Family;
 use crate::flow::{Flows, Leg, SharedFlow};
-use crate::maps::{FLAG_ASSIST, FLAG_STRICT, LocalPod, Peer};
+use crate::maps::{FLAG_STRICT, PeerEntry as _, PodEntry as _};
 use crate::outcome::Outcome;
-use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ethernet::Ethernet;
+use crate::wire::ip::{self, IpHeader as _};
 use crate::wire::udp::Udp;
 use crate::wire::{Packet, vxlan};
 
@@ -31,70 +33,70 @@ pub enum Via {
 
 /// A packet that may leave.
 #[derive(Clone, Copy, Debug)]
-pub struct Forward<'a> {
+pub struct Forward<'a, A: Family> {
     /// How.
     pub via: Via,
     /// Where to.
-    pub peer: &'a Peer,
-    /// Its IPv4 header, one hop further.
-    pub ip: Ipv4,
+    pub peer: &'a A::Peer,
+    /// Its IP header, one hop further.
+    pub ip: A::Header,
     /// Whether the kernel is asked again meanwhile.
     pub permit: Permit,
     /// What is remembered of its flow; nothing where flows need no permission.
     pub flow: Option<&'a SharedFlow>,
 }
 
-/// Decides about a packet that a pod sent.
+/// Decides about a packet that a pod sent, in a frame that [`super::frame`] has let through.
 ///
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+pub fn decide<'a, A: Family, P: Packet + ?Sized, T: Routes<A>, F: Flows<A::Key>>(
     packet: &P,
     meta: &Meta,
+    ethernet: &Ethernet,
     port: Port,
     topology: &'a T,
     flows: &'a F,
-) -> Result<Forward<'a>, Outcome> {
+) -> Result<Forward<'a, A>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology)?;
     if config.flags & FLAG_STRICT != 0 {
         alive(topology.expires(), flows.tick())?;
-        strict(packet, meta, port, topology)?;
+        strict::<A, P, T>(packet, meta, port, topology)?;
     }
     if ethernet.destination != config.bridge_mac {
         return Err(Outcome::NotRouted);
     }
-    let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
-    let Some(peer) = topology.peer(ip.destination) else {
-        return Err(if is_vxlan(packet, &ip, topology) {
+    let mut ip = forwardable::<A, P>(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
+    let Some(peer) = topology.peer(ip.destination()) else {
+        return Err(if is_vxlan::<A, P, T>(packet, &ip, topology) {
             Outcome::PodVxlan
         } else {
             Outcome::NoPeer
         });
     };
-    let (via, mtu) = match (peer.is_direct(), config.flags & FLAG_ASSIST != 0) {
+    let (via, mtu) = match (peer.is_direct(), A::encapsulates(config)) {
         (true, _) => (Via::Direct, config.direct_mtu),
-        (false, false) => (Via::Encap, config.tunnel_mtu),
-        (false, true) => (Via::Device, config.tunnel_mtu),
+        (false, true) => (Via::Encap, A::tunnel_mtu(config)),
+        (false, false) => (Via::Device, A::tunnel_mtu(config)),
     };
-    check_mtu(packet, L3, &ip, meta.gso_size, mtu)?;
+    check_mtu::<A, P>(packet, L3, &ip, meta.gso_size, mtu)?;
     // The outer header must be able to say how long an aggregate is.
-    if via == Via::Encap && ip.total_len.get() > u16::MAX - vxlan::OVERHEAD as u16 {
+    if via == Via::Encap && ip.total_len() > u32::from(u16::MAX) - vxlan::OVERHEAD as u32 {
         return Err(Outcome::Mtu);
     }
     let source = || {
-        let pod = own(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
-        Ok(pod.since)
+        let pod = own::<A, T>(&ip, meta, port, topology).ok_or(Outcome::PodSource)?;
+        Ok(pod.since())
     };
-    let (permit, flow) = permit(
+    let (permit, flow) = permit::<A, P, T, F>(
         packet,
         L3,
         &ip,
         Leg::Out,
         meta.ifindex,
         source,
-        peer.since,
+        peer.since(),
         false,
         topology,
         flows,
@@ -111,24 +113,28 @@ pub fn decide<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
 
 /// The pod that the packet comes from, if its source address is that pod's.
 #[inline(always)]
-fn own<'a, T: Topology>(
-    ip: &Ipv4,
+fn own<'a, A: Family, T: Routes<A>>(
+    ip: &A::Header,
     meta: &Meta,
     port: Port,
     topology: &'a T,
-) -> Option<&'a LocalPod> {
-    let pod = topology.pod(ip.source)?;
-    (port == Port::Bridge || pod.host_index == meta.ifindex).then_some(pod)
+) -> Option<&'a A::Pod> {
+    let pod = topology.pod(ip.source())?;
+    (port == Port::Bridge || pod.host_index() == meta.ifindex).then_some(pod)
 }
 
 /// Whether the packet is VXLAN towards a node: from a pod it would be masqueraded, and so arrive from a trusted VTEP.
 #[inline(always)]
-fn is_vxlan<P: Packet + ?Sized, T: Topology>(packet: &P, ip: &Ipv4, topology: &T) -> bool {
-    ip.protocol == ipv4::UDP
+fn is_vxlan<A: Family, P: Packet + ?Sized, T: Routes<A>>(
+    packet: &P,
+    ip: &A::Header,
+    topology: &T,
+) -> bool {
+    ip.protocol() == ip::UDP
         && packet
-            .read::<Udp>(L3 + ipv4::LEN)
+            .read::<Udp>(L3 + A::LEN)
             .is_some_and(|udp| udp.destination == topology.config().vxlan_port)
-        && topology.pod(ip.destination).is_none()
+        && topology.pod(ip.destination()).is_none()
 }
 
 /// What strict source checks drop, of whatever protocol, fragmented or not.
@@ -136,18 +142,20 @@ fn is_vxlan<P: Packet + ?Sized, T: Topology>(packet: &P, ip: &Ipv4, topology: &T
 /// # Errors
 /// The reason to drop it.
 #[inline(always)]
-fn strict<P: Packet + ?Sized, T: Topology>(
+fn strict<A: Family, P: Packet + ?Sized, T: Routes<A>>(
     packet: &P,
     meta: &Meta,
     port: Port,
     topology: &T,
 ) -> Result<(), Outcome> {
-    let ip: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
-    if own(&ip, meta, port, topology).is_none() {
+    let ip: A::Header = packet.read(L3).ok_or(Outcome::Malformed)?;
+    if own::<A, T>(&ip, meta, port, topology).is_none() && !A::stays_on_link(ip.source()) {
         return Err(Outcome::DropPodSource);
     }
-    let whole_header = ip.version_ihl == ipv4::VERSION_IHL && !ip.is_later_fragment();
-    if whole_header && is_vxlan(packet, &ip, topology) && topology.peer(ip.destination).is_none() {
+    if A::is_before_transport(&ip)
+        && is_vxlan::<A, P, T>(packet, &ip, topology)
+        && topology.peer(ip.destination()).is_none()
+    {
         return Err(Outcome::DropPodVxlan);
     }
     Ok(())

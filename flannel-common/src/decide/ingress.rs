@@ -1,34 +1,38 @@
 //! From another node to a pod of this one.
 
 use super::permit::{Permit, permit};
-use super::{L3, Meta, Topology, alive, check_mtu, forwardable, frame};
+use super::{L3, Meta, Routes, alive, check_mtu, forwardable};
 use crate::addr::Mac;
-use crate::flow::{Flows, Leg};
-use crate::maps::{CARRIED_BITS, Config, FLAG_DECAP, FLAG_STRICT, FLAG_XDP, LocalPod};
+use crate::family::Family;
+use crate::flow::{FlowKey, Flows, Leg};
+use crate::maps::{
+    CARRIED_BITS, Config, FLAG_DECAP, FLAG_STRICT, FLAG_XDP, PeerEntry as _, PodEntry as _,
+};
 use crate::outcome::Outcome;
-use crate::wire::Packet;
 use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ip::IpHeader as _;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::{self, Vxlan};
+use crate::wire::{Be32, Packet};
 
 /// A packet that may be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deliver<'a> {
+pub struct Deliver<'a, A: Family> {
     /// To whom.
-    pub pod: &'a LocalPod,
+    pub pod: &'a A::Pod,
     /// Whether it is still encapsulated.
     pub tunnelled: bool,
     /// Whether XDP has taken it out of its tunnel.
     pub decapsulated: bool,
-    /// Its IPv4 header, one hop further.
-    pub ip: Ipv4,
+    /// Its IP header, one hop further.
+    pub ip: A::Header,
     /// How it is carried.
     pub permit: Permit,
 }
 
-impl Deliver<'_> {
-    /// Offset in bytes of the IPv4 header that it is forwarded by, before anything is taken off the packet.
+impl<A: Family> Deliver<'_, A> {
+    /// Offset in bytes of the IP header that it is forwarded by, before anything is taken off the packet.
     #[inline(always)]
     pub const fn offset(&self) -> usize {
         if self.tunnelled { INNER_L3 } else { L3 }
@@ -46,24 +50,24 @@ const INNER_L3: usize = INNER_ETHERNET + ethernet::LEN;
 const ROUTED: u32 = u32::MAX - 1;
 const DEVICE: u32 = u32::MAX;
 
-/// Decides about a packet that arrived at the node's interface.
+/// Decides about an IPv4 packet that arrived at the node's interface, in a frame that [`super::frame`] has let through.
 ///
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+pub fn from_wire<'a, P: Packet + ?Sized, T: Routes<Be32>, F: Flows<FlowKey>>(
     packet: &P,
     meta: &Meta,
+    ethernet: &Ethernet,
     topology: &'a T,
     flows: &F,
-) -> Result<Deliver<'a>, Outcome> {
+) -> Result<Deliver<'a, Be32>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology)?;
     if !meta.to_us {
         return Err(Outcome::NotRouted);
     }
     let outer: Ipv4 = packet.read(L3).ok_or(Outcome::Malformed)?;
-    if let Some(permit) = carried_by_xdp(&ethernet, config) {
+    if let Some(permit) = carried_by_xdp(ethernet, config) {
         return Ok(Deliver {
             pod: topology.pod(outer.destination).ok_or(Outcome::NoPod)?,
             tunnelled: false,
@@ -78,28 +82,59 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         }
         return tunnelled(packet, meta, topology, flows, &outer);
     }
-    let pod = topology.pod(outer.destination).ok_or(Outcome::NoPod)?;
+    routed::<Be32, P, T, F>(packet, meta, topology, flows, &outer)
+}
+
+/// Decides about a packet that arrived at the node's interface, of a family whose tunnel is the kernel's alone, in a frame
+/// that [`super::frame`] has let through.
+///
+/// # Errors
+/// The reason why the kernel must handle it.
+#[inline(always)]
+pub fn from_wire_routed<'a, A: Family, P: Packet + ?Sized, T: Routes<A>, F: Flows<A::Key>>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+    flows: &F,
+) -> Result<Deliver<'a, A>, Outcome> {
+    if !meta.to_us {
+        return Err(Outcome::NotRouted);
+    }
+    let ip: A::Header = packet.read(L3).ok_or(Outcome::Malformed)?;
+    routed::<A, P, T, F>(packet, meta, topology, flows, &ip)
+}
+
+/// A packet to a pod, if it is one, from a node that needs no tunnel.
+#[inline(always)]
+fn routed<'a, A: Family, P: Packet + ?Sized, T: Routes<A>, F: Flows<A::Key>>(
+    packet: &P,
+    meta: &Meta,
+    topology: &'a T,
+    flows: &F,
+    ip: &A::Header,
+) -> Result<Deliver<'a, A>, Outcome> {
+    let pod = topology.pod(ip.destination()).ok_or(Outcome::NoPod)?;
     // A network card pads short frames: the bytes after the packet are none of its own. A length that does not cover
-    // the header itself is no padding; nor is that of an aggregate of more than 65 535 bytes, which is zero.
-    let total_len = u32::from(outer.total_len.get());
-    if total_len < ipv4::LEN as u32 {
+    // the header itself is no padding; nor is that of an aggregate of more than 65 535 bytes.
+    let total_len = ip.total_len();
+    if total_len < A::SHORTEST {
         return Err(Outcome::Malformed);
     }
     let len = meta.len.wrapping_sub(L3 as u32).min(total_len);
-    let mut ip = forwardable(packet, L3, len)?;
-    check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
+    let mut ip = forwardable::<A, P>(packet, L3, len)?;
+    check_mtu::<A, P>(packet, L3, &ip, meta.gso_size, topology.config().pod_mtu)?;
     let source = || {
-        let peer = topology.peer(ip.source).filter(|peer| peer.is_direct());
-        peer.map(|peer| peer.since).ok_or(Outcome::PeerSource)
+        let peer = topology.peer(ip.source()).filter(|peer| peer.is_direct());
+        peer.map(|peer| peer.since()).ok_or(Outcome::PeerSource)
     };
-    let (permit, _) = permit(
+    let (permit, _) = permit::<A, P, T, F>(
         packet,
         L3,
         &ip,
         Leg::In,
         ROUTED,
         source,
-        pod.since,
+        pod.since(),
         false,
         topology,
         flows,
@@ -114,20 +149,21 @@ pub fn from_wire<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     })
 }
 
-/// Decides about a frame at the node's interface, before the kernel has made a packet of it. What is not to be
+/// Decides about an IPv4 packet in a frame that [`super::frame`] has let through at the node's interface, before the kernel
+/// has made a packet of it. What is not to be
 /// decapsulated takes the way that it would take without XDP.
 ///
 /// # Errors
 /// The reason why it is left as it is, or dropped.
 #[inline(always)]
-pub fn from_driver<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+pub fn from_driver<'a, P: Packet + ?Sized, T: Routes<Be32>, F: Flows<FlowKey>>(
     packet: &P,
     meta: &Meta,
+    ethernet: &Ethernet,
     topology: &'a T,
     flows: &F,
-) -> Result<Deliver<'a>, Outcome> {
+) -> Result<Deliver<'a, Be32>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology)?;
     if ethernet.destination != config.uplink_mac {
         return Err(Outcome::NotRouted);
     }
@@ -162,13 +198,13 @@ const LAST: usize = 5;
 
 /// A packet to this node's address, which may be VXLAN.
 #[inline(always)]
-fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+fn tunnelled<'a, P: Packet + ?Sized, T: Routes<Be32>, F: Flows<FlowKey>>(
     packet: &P,
     meta: &Meta,
     topology: &'a T,
     flows: &F,
     outer: &Ipv4,
-) -> Result<Deliver<'a>, Outcome> {
+) -> Result<Deliver<'a, Be32>, Outcome> {
     let config = topology.config();
     if outer.version_ihl != ipv4::VERSION_IHL {
         return Err(Outcome::Options);
@@ -192,7 +228,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         return Err(Outcome::NotOurVxlan);
     }
     if inner_ethernet.ethertype != ethernet::IPV4 {
-        return Err(Outcome::NotIpv4);
+        return Err(Outcome::NotIp);
     }
     let outer_len = u32::from(outer.total_len.get());
     if outer_len != meta.len.wrapping_sub(L3 as u32)
@@ -212,7 +248,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             return Err(Outcome::DropPeerSource);
         }
     }
-    let ip = forwardable(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
+    let ip = forwardable::<Be32, P>(packet, INNER_L3, meta.len.wrapping_sub(INNER_L3 as u32))?;
     let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
     // An inner datagram without a checksum is covered by the outer one alone, which only the kernel verifies.
     if ip.protocol == ipv4::UDP && udp.checksum.raw() != 0 {
@@ -223,7 +259,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
             return Err(Outcome::Checksum);
         }
     }
-    check_mtu(packet, INNER_L3, &ip, meta.gso_size, config.pod_mtu)?;
+    check_mtu::<Be32, P>(packet, INNER_L3, &ip, meta.gso_size, config.pod_mtu)?;
     let mut merged = ip;
     if !merged.merge_outer_ecn(outer.tos) {
         return Err(Outcome::Ecn);
@@ -232,7 +268,7 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         let peer = peer_of(&ip).ok_or(Outcome::PeerSource)?;
         Ok(peer.since)
     };
-    let (permit, flow) = permit(
+    let (permit, flow) = permit::<Be32, P, T, F>(
         packet,
         INNER_L3,
         &ip,
@@ -264,37 +300,37 @@ fn tunnelled<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
     })
 }
 
-/// Decides about a packet that the VXLAN device has decapsulated.
+/// Decides about a packet that the VXLAN device has decapsulated, in a frame that [`super::frame`] has let through.
 ///
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn from_vtep<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+pub fn from_vtep<'a, A: Family, P: Packet + ?Sized, T: Routes<A>, F: Flows<A::Key>>(
     packet: &P,
     meta: &Meta,
+    ethernet: &Ethernet,
     topology: &'a T,
     flows: &F,
-) -> Result<Deliver<'a>, Outcome> {
+) -> Result<Deliver<'a, A>, Outcome> {
     let config = topology.config();
-    let ethernet = frame(packet, meta, topology)?;
-    if ethernet.destination != config.vtep_mac {
+    if ethernet.destination != A::vtep_mac(config) {
         return Err(Outcome::NotRouted);
     }
-    let mut ip = forwardable(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
-    let pod = topology.pod(ip.destination).ok_or(Outcome::NoPod)?;
-    check_mtu(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
+    let mut ip = forwardable::<A, P>(packet, L3, meta.len.wrapping_sub(L3 as u32))?;
+    let pod = topology.pod(ip.destination()).ok_or(Outcome::NoPod)?;
+    check_mtu::<A, P>(packet, L3, &ip, meta.gso_size, config.pod_mtu)?;
     let source = || {
-        let peer = topology.peer(ip.source).ok_or(Outcome::PeerSource)?;
-        Ok(peer.since)
+        let peer = topology.peer(ip.source()).ok_or(Outcome::PeerSource)?;
+        Ok(peer.since())
     };
-    let (permit, _) = permit(
+    let (permit, _) = permit::<A, P, T, F>(
         packet,
         L3,
         &ip,
         Leg::In,
         DEVICE,
         source,
-        pod.since,
+        pod.since(),
         false,
         topology,
         flows,

@@ -3,12 +3,13 @@
 //! A decision is taken on a packet that has not been touched; only when every question is answered does a hook begin
 //! to write. `Err` carries the reason why the kernel must handle the packet.
 
-use crate::maps::{Config, FLAG_ACTIVE, LocalPod, Peer};
+use crate::family::Family;
+use crate::maps::{Config, FLAG_ACTIVE};
 use crate::outcome::Outcome;
 use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ip::{self, IpHeader as _};
 use crate::wire::tcp::Tcp;
-use crate::wire::{Be32, Packet};
+use crate::wire::{Be128, Packet, udp};
 
 pub mod attest;
 pub mod conntrack;
@@ -18,25 +19,28 @@ pub mod ingress;
 pub mod permit;
 pub mod transport;
 
-/// Offset in bytes of the IPv4 header behind an Ethernet header.
+/// Offset in bytes of the IP header behind an Ethernet header.
 pub const L3: usize = ethernet::LEN;
 
-/// Lookups in the maps that the agent keeps in step with the cluster.
+/// What the agent says of the node as a whole.
 pub trait Topology {
     /// The node's interfaces and addresses.
     fn config(&self) -> &Config;
 
-    /// The node whose subnet holds `address`.
-    fn peer(&self, address: Be32) -> Option<&Peer>;
-
-    /// The pod of this node with that address.
-    fn pod(&self, address: Be32) -> Option<&LocalPod>;
-
-    /// Changes whenever the answers of [`Self::peer`] and [`Self::pod`] may; never zero.
+    /// Changes whenever the answers of [`Routes`] may; never zero.
     fn generation(&self) -> u32;
 
     /// Until when all this may be believed, in nanoseconds of `CLOCK_MONOTONIC`.
     fn expires(&self) -> u64;
+}
+
+/// Lookups in the maps of one address family that the agent keeps in step with the cluster.
+pub trait Routes<A: Family>: Topology {
+    /// The node whose subnet holds `address`.
+    fn peer(&self, address: A) -> Option<&A::Peer>;
+
+    /// The pod of this node with that address.
+    fn pod(&self, address: A) -> Option<&A::Pod>;
 }
 
 /// What this host has written beside a packet, to tell its own packets apart. It never leaves the host.
@@ -96,15 +100,28 @@ pub struct Meta {
     pub tag: Tag,
 }
 
+/// A frame that may be forwarded, by what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// An IPv4 packet.
+    V4(Ethernet),
+    /// An IPv6 packet.
+    V6(Ethernet),
+}
+
 /// What holds for every hook in front of the kernel's forwarding: the fast path is on, the packet is not a probe, and
-/// the frame carries IPv4 and no VLAN tag.
+/// the frame carries a packet of a family that is served, and no VLAN tag.
+///
+/// # Errors
+/// The reason why the kernel must handle it.
 #[inline(always)]
-fn frame<P: Packet + ?Sized, T: Topology>(
+pub fn frame<P: Packet + ?Sized, T: Topology>(
     packet: &P,
     meta: &Meta,
     topology: &T,
-) -> Result<Ethernet, Outcome> {
-    if topology.config().flags & FLAG_ACTIVE == 0 {
+) -> Result<Frame, Outcome> {
+    let flags = topology.config().flags;
+    if flags & FLAG_ACTIVE == 0 {
         return Err(Outcome::Inactive);
     }
     if meta.tag == Tag::Probe {
@@ -114,10 +131,11 @@ fn frame<P: Packet + ?Sized, T: Topology>(
         return Err(Outcome::Vlan);
     }
     let ethernet: Ethernet = packet.read(0).ok_or(Outcome::Malformed)?;
-    if ethernet.ethertype != ethernet::IPV4 {
-        return Err(Outcome::NotIpv4);
+    match ethernet.ethertype {
+        ethernet::IPV4 => Ok(Frame::V4(ethernet)),
+        ethernet::IPV6 if flags & Be128::FLAG != 0 => Ok(Frame::V6(ethernet)),
+        _ => Err(Outcome::NotIp),
     }
-    Ok(ethernet)
 }
 
 /// Whether what the maps say may still be believed at time `now`. Asked before anything is done that only a true topology
@@ -131,25 +149,21 @@ fn alive(expires: u64, now: u64) -> Result<(), Outcome> {
     }
 }
 
-/// Reads the IPv4 header at `offset` and refuses what the fast path never takes. `len` is the number of bytes from
-/// there to the end of the packet.
+/// Reads the IP header at `offset` and refuses what the fast path never takes. `len` is the number of bytes from there
+/// to the end of the packet.
 #[inline(always)]
-fn forwardable<P: Packet + ?Sized>(packet: &P, offset: usize, len: u32) -> Result<Ipv4, Outcome> {
-    let ip: Ipv4 = packet.read(offset).ok_or(Outcome::Malformed)?;
-    if ip.version_ihl != ipv4::VERSION_IHL {
-        return Err(Outcome::Options);
-    }
-    if ip.is_fragment() {
-        return Err(Outcome::Fragment);
-    }
-    if ip.protocol != ipv4::TCP && ip.protocol != ipv4::UDP {
-        return Err(Outcome::Protocol);
-    }
-    if ip.ttl <= 1 {
+fn forwardable<A: Family, P: Packet + ?Sized>(
+    packet: &P,
+    offset: usize,
+    len: u32,
+) -> Result<A::Header, Outcome> {
+    let ip: A::Header = packet.read(offset).ok_or(Outcome::Malformed)?;
+    A::check(&ip)?;
+    if ip.ttl() <= 1 {
         return Err(Outcome::Ttl);
     }
     // The kernel trims what follows the packet, and knows aggregates of more than 65 535 bytes by a length of zero.
-    if u32::from(ip.total_len.get()) != len {
+    if ip.total_len() != len {
         return Err(Outcome::Malformed);
     }
     Ok(ip)
@@ -157,10 +171,10 @@ fn forwardable<P: Packet + ?Sized>(packet: &P, offset: usize, len: u32) -> Resul
 
 /// Whether the packet, or each segment of an aggregate, fits into `mtu`.
 #[inline(always)]
-fn check_mtu<P: Packet + ?Sized>(
+fn check_mtu<A: Family, P: Packet + ?Sized>(
     packet: &P,
     offset: usize,
-    ip: &Ipv4,
+    ip: &A::Header,
     gso_size: u32,
     mtu: u16,
 ) -> Result<(), Outcome> {
@@ -168,17 +182,17 @@ fn check_mtu<P: Packet + ?Sized>(
         return Ok(());
     }
     let largest = if gso_size == 0 {
-        u32::from(ip.total_len.get())
+        ip.total_len()
     } else {
-        let l4 = if ip.protocol == ipv4::TCP {
+        let l4 = if ip.protocol() == ip::TCP {
             packet
-                .read::<Tcp>(offset + ipv4::LEN)
+                .read::<Tcp>(offset + A::LEN)
                 .ok_or(Outcome::Malformed)?
                 .header_len()
         } else {
-            crate::wire::udp::LEN as u32
+            udp::LEN as u32
         };
-        ipv4::LEN as u32 + l4 + gso_size
+        A::LEN as u32 + l4 + gso_size
     };
     if largest > u32::from(mtu) {
         Err(Outcome::Mtu)

@@ -6,10 +6,10 @@
 
 use super::transport::Transport;
 use super::{Topology, alive};
-use crate::flow::{FlowKey, Flows, Leg, SharedFlow};
+use crate::family::Family;
+use crate::flow::{Clock, Flows, Leg, SharedFlow};
 use crate::maps::{CARRIED_PROBE, CARRIED_QUEUE, Config, FLAG_BOTH_LEGS, FLAG_FLOWS, FLAG_TCP};
 use crate::outcome::Outcome;
-use crate::wire::ipv4::Ipv4;
 use crate::wire::{Packet, tcp};
 
 /// Pause between two probes of one leg, in nanoseconds. Short against any grace, so that one lost probe is not yet a
@@ -47,7 +47,7 @@ impl Permit {
     }
 }
 
-/// Asks for the packet of `leg` whose IPv4 header `ip` is at `offset`; also returns what is remembered of its flow, where
+/// Asks for the packet of `leg` whose IP header `ip` is at `offset`; also returns what is remembered of its flow, where
 /// flows need permission.
 ///
 /// `source` checks the source address against `from`, the interface or the node that the packet came from, and says since
@@ -62,10 +62,10 @@ impl Permit {
     reason = "in BPF a structure of them would cost a copy on the stack"
 )]
 #[inline(always)]
-pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
+pub fn permit<'a, A: Family, P: Packet + ?Sized, T: Topology, F: Flows<A::Key>>(
     packet: &P,
     offset: usize,
-    ip: &Ipv4,
+    ip: &A::Header,
     leg: Leg,
     from: u32,
     source: impl FnOnce() -> Result<u64, Outcome>,
@@ -80,8 +80,8 @@ pub fn permit<'a, P: Packet + ?Sized, T: Topology, F: Flows>(
         alive(topology.expires(), flows.tick())?;
         return Ok((Permit::default(), None));
     }
-    let transport = Transport::read(packet, offset, ip)?;
-    let key = transport.flow(ip, leg);
+    let transport = Transport::read::<A, P>(packet, offset, ip)?;
+    let key = transport.flow::<A>(ip, leg);
     let flow = flows.find(&key);
     let sight = u64::from(topology.generation()) << u32::BITS | u64::from(from);
     let is_checked = flow.is_some_and(|flow| flow.checked(leg) == sight);
@@ -121,9 +121,9 @@ pub struct Terms<'a> {
 /// # Errors
 /// The reason why the kernel must handle it.
 #[inline(always)]
-pub fn permit_flow<'a, F: Flows>(
+pub fn permit_flow<'a, K, F: Flows<K>>(
     flows: &F,
-    key: &FlowKey,
+    key: &K,
     flow: Option<&'a SharedFlow>,
     leg: Leg,
     transport: &Transport,
@@ -155,7 +155,7 @@ pub fn permit_flow<'a, F: Flows>(
 
 /// Asks for a packet of a flow that has an entry.
 #[inline(always)]
-fn known<F: Flows>(
+fn known<F: Clock>(
     flows: &F,
     flow: &SharedFlow,
     leg: Leg,
@@ -215,7 +215,7 @@ fn may_probe(flow: &SharedFlow, leg: Leg, transport: &Transport, attested: u64, 
 /// since a processor works off one queue before it turns to the other. The second is when the pod has acknowledged what
 /// went in, or after some time.
 #[inline(always)]
-fn must_queue<F: Flows>(
+fn must_queue<F: Clock>(
     flows: &F,
     flow: &SharedFlow,
     attested: u64,

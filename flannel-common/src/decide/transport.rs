@@ -1,8 +1,9 @@
 //! What permission needs to know of a packet's TCP or UDP header.
 
-use crate::flow::{FlowKey, Leg};
+use crate::family::Family;
+use crate::flow::Leg;
 use crate::outcome::Outcome;
-use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ip::{self, IpHeader as _};
 use crate::wire::tcp::{self, Tcp};
 use crate::wire::udp::Udp;
 use crate::wire::{Be16, Packet};
@@ -25,14 +26,18 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Reads the header behind the IPv4 header `ip` at `offset`.
+    /// Reads the header behind the IP header `ip` at `offset`.
     ///
     /// # Errors
     /// [`Outcome::Malformed`] if the packet ends before it does.
     #[inline(always)]
-    pub fn read<P: Packet + ?Sized>(packet: &P, offset: usize, ip: &Ipv4) -> Result<Self, Outcome> {
-        let offset = offset + ipv4::LEN;
-        if ip.protocol != ipv4::TCP {
+    pub fn read<A: Family, P: Packet + ?Sized>(
+        packet: &P,
+        offset: usize,
+        ip: &A::Header,
+    ) -> Result<Self, Outcome> {
+        let offset = offset + A::LEN;
+        if ip.protocol() != ip::TCP {
             let udp: Udp = packet.read(offset).ok_or(Outcome::Malformed)?;
             return Ok(Self {
                 source: udp.source,
@@ -41,8 +46,9 @@ impl Transport {
             });
         }
         let tcp: Tcp = packet.read(offset).ok_or(Outcome::Malformed)?;
-        let payload = u32::from(ip.total_len.get())
-            .wrapping_sub(ipv4::LEN as u32)
+        let payload = ip
+            .total_len()
+            .wrapping_sub(A::LEN as u32)
             .wrapping_sub(tcp.header_len());
         Ok(Self {
             source: tcp.source,
@@ -54,25 +60,29 @@ impl Transport {
         })
     }
 
-    /// The flow that a packet of `leg` with the IPv4 header `ip` belongs to.
+    /// The flow that a packet of `leg` with the IP header `ip` belongs to.
     #[inline(always)]
-    pub fn flow(&self, ip: &Ipv4, leg: Leg) -> FlowKey {
-        let (pod, remote, pod_port, remote_port) = match leg {
-            Leg::Out => (ip.source, ip.destination, self.source, self.destination),
-            Leg::In => (ip.destination, ip.source, self.destination, self.source),
+    pub fn flow<A: Family>(&self, ip: &A::Header, leg: Leg) -> A::Key {
+        let (pod, remote) = ends::<A>(ip, leg);
+        let (pod_port, remote_port) = match leg {
+            Leg::Out => (self.source, self.destination),
+            Leg::In => (self.destination, self.source),
         };
-        FlowKey {
-            pod,
-            remote,
-            pod_port,
-            remote_port,
-            protocol: u32::from(ip.protocol),
-        }
+        A::key(pod, remote, pod_port, remote_port, ip.protocol())
     }
 
     /// Whether the packet begins or ends a TCP connection.
     #[inline(always)]
     pub const fn is_control(&self) -> bool {
         self.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0
+    }
+}
+
+/// The addresses of a packet of `leg`: the one of the pod of this node, and the other.
+#[inline(always)]
+pub fn ends<A: Family>(ip: &A::Header, leg: Leg) -> (A, A) {
+    match leg {
+        Leg::Out => (ip.source(), ip.destination()),
+        Leg::In => (ip.destination(), ip.source()),
     }
 }

@@ -2,24 +2,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::Hash;
 
-use crate::flow::{Flow, FlowKey, Flows, SharedFlow};
+use crate::flow::{Clock, Flow, FlowKey, Flows, SharedFlow};
 
 /// A time at which every age of a test fits into the past, in nanoseconds.
 pub const NOW: u64 = 1_000_000_000_000;
 
 /// Flows in memory, with a clock that is set by hand.
 #[derive(Debug)]
-pub struct Memory {
+pub struct Memory<K = FlowKey> {
     /// Entries live as long as the process, as the kernel's do until its readers are done.
-    entries: RefCell<HashMap<FlowKey, &'static SharedFlow>>,
+    entries: RefCell<HashMap<K, &'static SharedFlow>>,
     /// The time in nanoseconds.
     pub now: Cell<u64>,
 }
 
-impl Memory {
+impl<K: Copy + Eq + Hash> Memory<K> {
     /// Flows whose times are given as ages; a time of zero stays zero.
-    pub fn new(ages: &HashMap<FlowKey, Flow>) -> Self {
+    pub fn new(ages: &HashMap<K, Flow>) -> Self {
         let memory = Self {
             entries: RefCell::default(),
             now: Cell::new(NOW),
@@ -31,7 +32,7 @@ impl Memory {
     }
 
     /// A copy of an entry.
-    pub fn get(&self, key: &FlowKey) -> Option<Flow> {
+    pub fn get(&self, key: &K) -> Option<Flow> {
         self.find(key).map(SharedFlow::snapshot)
     }
 }
@@ -56,27 +57,29 @@ pub const fn ahead(nanoseconds: u64) -> u64 {
     nanoseconds.wrapping_neg()
 }
 
-impl Flows for Memory {
-    fn find(&self, key: &FlowKey) -> Option<&SharedFlow> {
-        self.entries.borrow().get(key).copied()
-    }
-
-    fn create(&self, key: &FlowKey, flow: &Flow) {
-        self.entries
-            .borrow_mut()
-            .entry(*key)
-            .or_insert_with(|| Box::leak(Box::new((*flow).into())));
-    }
-
-    fn forget(&self, key: &FlowKey) {
-        self.entries.borrow_mut().remove(key);
-    }
-
+impl<K> Clock for Memory<K> {
     fn now(&self) -> u64 {
         self.now.get()
     }
 
     fn tick(&self) -> u64 {
         self.now.get()
+    }
+}
+
+impl<K: Copy + Eq + Hash> Flows<K> for Memory<K> {
+    fn find(&self, key: &K) -> Option<&SharedFlow> {
+        self.entries.borrow().get(key).copied()
+    }
+
+    fn create(&self, key: &K, flow: &Flow) {
+        self.entries
+            .borrow_mut()
+            .entry(*key)
+            .or_insert_with(|| Box::leak(Box::new((*flow).into())));
+    }
+
+    fn forget(&self, key: &K) {
+        self.entries.borrow_mut().remove(key);
     }
 }

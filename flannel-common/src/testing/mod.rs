@@ -12,3 +12,4 @@ pub mod frame;
 pub mod memory;
 pub mod model;
 pub mod node;
+pub mod node6;

@@ -13,11 +13,13 @@ use std::net::Ipv4Addr;
 
 use crate::addr::Mac;
 use crate::decide;
+use crate::family::Family as _;
 use crate::flow::{Flow, FlowKey};
 use crate::maps::{
     Config, FLAG_ACTIVE, FLAG_DECAP, FLAG_OTHER_LENGTHS, LocalPod, POD_VIA_HOST, Peer,
 };
 use crate::testing::frame::Tunnel;
+use crate::testing::node6::{self, Tables6};
 use crate::wire::{Be16, Be32};
 
 /// This node's address.
@@ -196,6 +198,8 @@ pub struct Tables {
     pub pods: HashMap<Be32, LocalPod>,
     /// What is remembered of flows, with times as ages in nanoseconds; a time of zero stays zero.
     pub flows: HashMap<FlowKey, Flow>,
+    /// The same of IPv6.
+    pub v6: Tables6,
     /// Whether the agent's heartbeat has stopped.
     pub expired: bool,
     /// The generation of pods and subnets.
@@ -209,8 +213,9 @@ impl Tables {
             .into_iter()
             .partition(|remote| remote.subnet.1 == USUAL_LENGTH);
         Self {
-            config: config(),
+            config: node6::with(config()),
             generation: 1,
+            v6: Tables6::node(),
             subnets: usual
                 .iter()
                 .map(|remote| (remote.subnet.0.into(), remote.peer()))
@@ -312,8 +317,18 @@ impl decide::Topology for Tables {
         &self.config
     }
 
+    fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    fn expires(&self) -> u64 {
+        if self.expired { 0 } else { u64::MAX }
+    }
+}
+
+impl decide::Routes<Be32> for Tables {
     fn peer(&self, address: Be32) -> Option<&Peer> {
-        let subnet = Be32::from_raw(address.raw() & self.config.subnet_mask.raw());
+        let subnet = address.and(self.config.subnet_mask);
         if let Some(peer) = self.subnets.get(&subnet) {
             return Some(peer);
         }
@@ -330,28 +345,23 @@ impl decide::Topology for Tables {
     fn pod(&self, address: Be32) -> Option<&LocalPod> {
         self.pods.get(&address)
     }
-
-    fn generation(&self) -> u32 {
-        self.generation
-    }
-
-    fn expires(&self) -> u64 {
-        if self.expired { 0 } else { u64::MAX }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::Topology as _;
+    use crate::decide::Routes as _;
     use crate::maps::{pod_number, subnet_number};
 
     #[test]
     fn numbers_are_shared_as_the_names_say() {
         let host_bits = config().host_bits;
-        let subnet = |address: Ipv4Addr| subnet_number(address.into(), host_bits);
+        let subnet = |address: Ipv4Addr| subnet_number(Be32::from(address), host_bits);
         assert_eq!(subnet(SAME_SUBNET_NUMBER), subnet(VXLAN.pod));
-        assert_eq!(pod_number(SAME_POD_NUMBER.into()), pod_number(POD.into()));
+        assert_eq!(
+            pod_number(Be32::from(SAME_POD_NUMBER)),
+            pod_number(Be32::from(POD))
+        );
     }
 
     #[test]
@@ -359,14 +369,14 @@ mod tests {
         let mut tables = Tables::node();
         for remote in REMOTES {
             assert_eq!(
-                tables.peer(remote.pod.into()),
+                tables.peer(Be32::from(remote.pod)),
                 Some(&remote.peer()),
                 "{remote:?}"
             );
         }
-        assert_eq!(tables.peer(NO_SUBNET.into()), None);
+        assert_eq!(tables.peer(Be32::from(NO_SUBNET)), None);
         tables.config.flags &= !FLAG_OTHER_LENGTHS;
-        assert_eq!(tables.peer(FAR.pod.into()), None);
-        assert_eq!(tables.peer(VXLAN.pod.into()), Some(&VXLAN.peer()));
+        assert_eq!(tables.peer(Be32::from(FAR.pod)), None);
+        assert_eq!(tables.peer(Be32::from(VXLAN.pod)), Some(&VXLAN.peer()));
     }
 }

@@ -11,6 +11,9 @@ pub const LEN: usize = size_of::<Ethernet>();
 /// EtherType of IPv4.
 pub const IPV4: Be16 = Be16::new(0x0800);
 
+/// EtherType of IPv6 (RFC 2464).
+pub const IPV6: Be16 = Be16::new(0x86dd);
+
 /// The header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

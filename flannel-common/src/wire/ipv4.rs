@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::ip::IpHeader;
+pub use super::ip::{TCP, UDP};
 use super::{Be16, Be32};
 use crate::checksum;
 
@@ -10,11 +12,6 @@ pub const LEN: usize = size_of::<Ipv4>();
 
 /// First byte of a header without options: version 4, five 32-bit words.
 pub const VERSION_IHL: u8 = 0x45;
-
-/// Protocol number of TCP.
-pub const TCP: u8 = 6;
-/// Protocol number of UDP.
-pub const UDP: u8 = 17;
 
 /// "More fragments" and the fragment offset: zero in a packet that is no fragment.
 const FRAGMENT: Be16 = Be16::new(0x3fff);
@@ -69,26 +66,6 @@ impl Ipv4 {
         self.fragment.raw() & FRAGMENT_OFFSET.raw() != 0
     }
 
-    /// One hop further, with the checksum adjusted to the bit as the kernel does it (`ip_decrease_ttl` in
-    /// include/net/ip.h, RFC 1141). The caller has checked that `ttl` is not zero.
-    #[inline(always)]
-    pub const fn decrement_ttl(&mut self) {
-        self.ttl = self.ttl.wrapping_sub(1);
-        let sum = self.checksum.raw() as u32 + Be16::new(0x0100).raw() as u32;
-        self.checksum = Be16::from_raw((sum + (sum >= 0xffff) as u32) as u16);
-    }
-
-    /// The same header with another time to live and the checksum adjusted.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with_ttl(mut self, ttl: u8) -> Self {
-        let old = Be16::new(u16::from_be_bytes([self.ttl, self.protocol]));
-        let new = Be16::new(u16::from_be_bytes([ttl, self.protocol]));
-        self.ttl = ttl;
-        self.checksum = checksum::replace(self.checksum, old, new);
-        self
-    }
-
     /// Sets the ECN bits, with the checksum adjusted.
     #[inline(always)]
     fn set_ecn(&mut self, ecn: u8) {
@@ -113,6 +90,66 @@ impl Ipv4 {
             _ => {}
         }
         true
+    }
+}
+
+impl IpHeader for Ipv4 {
+    type Address = Be32;
+    // Decapsulation may change what comes first, too.
+    type Hop = Self;
+
+    const HOP: usize = 0;
+
+    #[inline(always)]
+    fn hop(&self) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Be32 {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Be32 {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    #[inline(always)]
+    fn ttl(&self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn total_len(&self) -> u32 {
+        u32::from(self.total_len.get())
+    }
+
+    /// With the checksum adjusted to the bit as the kernel does it (`ip_decrease_ttl` in include/net/ip.h, RFC 1141).
+    #[inline(always)]
+    fn decrement_ttl(&mut self) {
+        self.ttl = self.ttl.wrapping_sub(1);
+        let sum = u32::from(self.checksum.raw()) + u32::from(Be16::new(0x0100).raw());
+        self.checksum = Be16::from_raw((sum + u32::from(sum >= 0xffff)) as u16);
+    }
+
+    #[inline(always)]
+    fn with_ttl(mut self, ttl: u8) -> Self {
+        let old = Be16::new(u16::from_be_bytes([self.ttl, self.protocol]));
+        let new = Be16::new(u16::from_be_bytes([ttl, self.protocol]));
+        self.ttl = ttl;
+        self.checksum = checksum::replace(self.checksum, old, new);
+        self
+    }
+
+    #[inline(always)]
+    fn sum_change_from(&self, _: u8) -> u32 {
+        0
     }
 }
 

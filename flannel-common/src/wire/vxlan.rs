@@ -2,13 +2,16 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Be32, ethernet, ipv4, udp};
+use super::{Be32, ethernet, ipv4, ipv6, udp};
 
 /// Length of the header in bytes.
 pub const LEN: usize = size_of::<Vxlan>();
 
 /// What encapsulation adds to an inner IPv4 packet on an IPv4 underlay: outer IPv4, UDP, VXLAN, inner Ethernet.
 pub const OVERHEAD: usize = ipv4::LEN + udp::LEN + LEN + ethernet::LEN;
+
+/// What it adds to an inner packet on an IPv6 underlay.
+pub const OVERHEAD_V6: usize = ipv6::LEN + udp::LEN + LEN + ethernet::LEN;
 
 /// The only flag, "VNI is valid", in the first byte; all other bits are reserved and zero.
 const FLAGS: Be32 = Be32::new(0x0800_0000);
@@ -23,7 +26,7 @@ pub struct Vxlan {
     pub vni: Be32,
 }
 
-const _: () = assert!(LEN == 8 && OVERHEAD == 50);
+const _: () = assert!(LEN == 8 && OVERHEAD == 50 && OVERHEAD_V6 == 70);
 
 impl Vxlan {
     /// The header for a network.

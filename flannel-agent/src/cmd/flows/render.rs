@@ -1,8 +1,12 @@
 //! Flows as text: one line each, and why a direction is not fast.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
-use super::{LegRow, Listing};
+use super::{LegRow, Listing, Row};
+
+/// Columns for an IPv4 address and a port.
+const END_WIDTH: usize = 22;
 
 /// Why a direction is not fast, for people.
 pub(super) fn meaning(leg: &LegRow) -> Option<&'static str> {
@@ -73,20 +77,26 @@ pub(super) fn table(listing: &Listing) -> String {
         seconds(*revalidate_ms),
         seconds(*stale_ms)
     );
+    let ends = |row: &Row| {
+        let ends = [(row.pod, row.pod_port), (row.remote, row.remote_port)];
+        ends.map(|(address, port)| SocketAddr::new(address, port).to_string().len())
+    };
+    let longest = flows.iter().flat_map(ends).max().unwrap_or_default();
+    let width = (longest + 1).max(END_WIDTH);
     if !flows.is_empty() {
         let _ = writeln!(
             text,
-            "\n{:<6}{:<22}{:<22}{:<9}{:<20}IN, SINCE ATTESTED",
+            "\n{:<6}{:<width$}{:<width$}{:<9}{:<20}IN, SINCE ATTESTED",
             "PROTO", "POD", "REMOTE", "STATE", "OUT, SINCE ATTESTED"
         );
     }
     for row in flows {
         let _ = writeln!(
             text,
-            "{:<6}{:<22}{:<22}{:<9}{:<20}{}",
+            "{:<6}{:<width$}{:<width$}{:<9}{:<20}{}",
             row.protocol,
-            format!("{}:{}", row.pod, row.pod_port),
-            format!("{}:{}", row.remote, row.remote_port),
+            SocketAddr::new(row.pod, row.pod_port).to_string(),
+            SocketAddr::new(row.remote, row.remote_port).to_string(),
             row.state.name(),
             row.out.text(),
             row.into.text()

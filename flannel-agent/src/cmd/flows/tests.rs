@@ -13,9 +13,9 @@ fn leg(outcome: &'static str, attested_ms: Option<u64>) -> LegRow {
 fn listing(out: LegRow, into: LegRow, state: State) -> Listing {
     let row = Row {
         protocol: "tcp",
-        pod: Ipv4Addr::new(10, 244, 1, 2),
+        pod: [10, 244, 1, 2].into(),
         pod_port: 40312,
-        remote: Ipv4Addr::new(10, 244, 200, 203),
+        remote: [10, 244, 200, 203].into(),
         remote_port: 80,
         state,
         out,
@@ -50,6 +50,22 @@ fn columns_are_aligned_and_the_rest_is_counted() {
             "and 6 more: --limit 0 shows all",
             "",
             "stale: idle",
+        ]
+    );
+}
+
+#[test]
+fn ipv6_addresses_widen_their_columns() {
+    let mut listing = listing(leg("fast", Some(412)), leg("fast", Some(9)), State::Fast);
+    listing.flows[0].pod = [0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2].into();
+    listing.flows[0].remote = [0xfd00, 0x10, 0x244, 2, 0, 0, 0, 0x1003].into();
+    let text = table(&listing);
+    let lines: Vec<_> = text.lines().skip(2).take(2).collect();
+    assert_eq!(
+        lines,
+        [
+            "PROTO POD                      REMOTE                   STATE    OUT, SINCE ATTESTED IN, SINCE ATTESTED",
+            "tcp   [fd00:10:244:1::2]:40312 [fd00:10:244:2::1003]:80 fast     fast 0.4 s          fast 0.0 s",
         ]
     );
 }

@@ -2,9 +2,12 @@
 
 mod fixtures;
 mod flow;
+mod ipv6;
 mod probes;
 mod properties;
 mod sizes;
+mod v4;
+mod v6;
 
 use super::Meta;
 

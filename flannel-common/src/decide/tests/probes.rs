@@ -1,10 +1,11 @@
 //! Probes reach nobody, wherever the kernel sends them and whatever is missing on their way.
 
-use super::flow::Lab;
-use crate::decide::attest::{PROBE_TTL, Verdict, attest};
+use super::v4::life::Lab;
+use super::v4::{attest, from_vtep};
+use crate::decide::attest::{PROBE_TTL, Verdict};
 use crate::decide::permit::{PROBE_INTERVAL, Permit};
-use crate::decide::{L3, Meta, Tag, ingress};
-use crate::flow::{Flow, FlowKey, Flows as _, Leg, LegTimes};
+use crate::decide::{L3, Meta, Tag};
+use crate::flow::{Clock as _, Flow, FlowKey, Flows as _, Leg, LegTimes};
 use crate::maps::{FLAG_ACTIVE, FLAG_FLOWS};
 use crate::outcome::Outcome;
 use crate::testing::frame::Frame;
@@ -90,9 +91,7 @@ fn only_the_tag_makes_a_probe() {
             tag,
             ..Meta::default()
         };
-        let (verdict, _) = attest(&frame[..], &meta, Leg::Out, &lab.tables, &lab.flows, || {
-            true
-        });
+        let (verdict, _) = attest(&frame, &meta, Leg::Out, &lab.tables, &lab.flows, || true);
         assert_eq!(verdict, Verdict::Pass, "{tag:?}");
     }
 }
@@ -112,7 +111,7 @@ fn a_probe_that_got_out_goes_no_further_than_the_next_node() {
         to_us: true,
         ..Meta::default()
     };
-    let end = ingress::from_vtep(&frame[..], &meta, &lab.tables, &lab.flows);
+    let end = from_vtep(&frame, &meta, &lab.tables, &lab.flows);
     assert_eq!(end.err(), Some(Outcome::Ttl));
 }
 
@@ -155,10 +154,8 @@ fn an_unanswered_datagram_to_a_pod_is_not_sent_again() {
             to_us: true,
             ..Meta::default()
         };
-        let arrive = || {
-            ingress::from_vtep(&frame[..], &meta, &lab.tables, &lab.flows)
-                .map(|deliver| deliver.permit)
-        };
+        let arrive =
+            || from_vtep(&frame, &meta, &lab.tables, &lab.flows).map(|deliver| deliver.permit);
         let fast = |probe| {
             Ok(Permit {
                 probe,
