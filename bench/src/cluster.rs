@@ -209,11 +209,21 @@ impl Cluster {
     /// # Errors
     /// If an agent ends, or does not know all peers in time.
     pub fn wait_converged(&self) -> Result<()> {
-        let leases = self.settings.etcd.leases()?.len();
+        let leases = self.settings.etcd.leases()?;
+        // A node of a dual-stack network is two peers, one per family.
+        let has_ipv6 = stock::is_dual_stack(&self.settings.network);
+        let ipv6 = leases
+            .iter()
+            .filter(|lease| has_ipv6 && lease.subnet6.is_some());
+        let subnets = leases.len() + ipv6.count();
         in_parallel(&self.nodes, |node| {
             if let Some(agent) = node.try_agent() {
                 agent.wait_status("knowledge of all peers", |status| {
-                    status.peers.len() + 1 == leases
+                    let own = status
+                        .lease
+                        .as_ref()
+                        .map_or(1, |own| own.subnet.split(',').count());
+                    status.peers.len() + own == subnets
                 })?;
             }
             node.try_stock().map_or(Ok(()), |stock| stock.refresh())
