@@ -10,7 +10,7 @@ use crate::cleanup::cleanup;
 use crate::support::{Outcome, PROMPT, Setting, eventually, shell, udp_arrives, with_cluster};
 
 /// What `iptables-save` shows on a node with flanneld v0.28.9 and `--ip-masq`; `SUBNET` is the node's.
-const IPTABLES: &str = r#"-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+pub(crate) const IPTABLES: &str = r#"-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
 -A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
 -A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
 -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG

@@ -125,13 +125,19 @@ pub(crate) const CHECKS: &[Check] = &[
         )
     },
     Check {
-        tests: &[("iptables_rules", || {
-            cluster::rules::as_upstream(setting::vxlan())
-        })],
+        tests: &[
+            ("iptables_rules", || {
+                cluster::rules::as_upstream(setting::vxlan())
+            }),
+            ("iptables_rules_ipv6", masquerade::ip6tables_golden),
+        ],
         ..check(7, "iptables rules, line by line in order", "e2e/rules.go")
     },
     Check {
-        tests: &[("nftables_rules", masquerade::nftables_golden)],
+        tests: &[
+            ("nftables_rules", masquerade::nftables_golden),
+            ("nftables_rules_ipv6", masquerade::nftables6_golden),
+        ],
         ..check(8, "nftables rules, character by character", "e2e/rules.go")
     },
     Check {
@@ -152,6 +158,7 @@ pub(crate) const CHECKS: &[Check] = &[
         ours: "yes; takes its own key again",
         tests: &[
             ("lease_is_golden_and_lives_a_day", leases::golden_value),
+            ("dual_stack_lease_is_golden", leases::golden_dual_value),
             ("renewal_gives_the_time_back", leases::renewal),
             ("shortened_lease_is_renewed", leases::shortened),
             ("expired_peer_is_removed", leases::peer_expires),
@@ -247,12 +254,13 @@ pub(crate) const CHECKS: &[Check] = &[
     Check {
         tests: &[
             ("wire_receiver", wire::receiver),
+            ("wire_receiver_ipv6", wire::receiver_ipv6),
             ("wire_sender", wire::sender),
             ("wire_options", wire::options),
         ],
         ..check(
             19,
-            "VXLAN on the wire: 19 frames received as by the kernel's device, frames sent",
+            "VXLAN on the wire: 23 frames received as by the kernel's device, frames sent",
             "the kernel's drivers/net/vxlan",
         )
     },

@@ -38,21 +38,26 @@ pub(crate) fn ipv4() -> Outcome {
     )
 }
 
-/// Upstream's `TestIPv6ConfigDefaults` and `TestIPv6ConfigOverrides`, with IPv4 beside.
+/// Upstream's `TestIPv6ConfigDefaults` and `TestIPv6ConfigOverrides`: without IPv4, and with it beside.
 pub(crate) fn ipv6() -> Outcome {
-    let defaults = r#"{ "enableIPv6": true, "ipv6Network": "fc00::/48", "network": "10.3.0.0/16",
-                        "backend": {"type": "vxlan"} }"#;
-    has(
-        defaults,
-        &json!({ "IPv6Network": "fc00::/48", "IPv6SubnetLen": 64, "IPv6SubnetMin": "fc00:0:0:1::",
-                 "IPv6SubnetMax": "fc00:0:0:ffff::" }),
-    )?;
-    has(
-        r#"{ "EnableIPv6": true, "IPv6Network": "fc00::/48", "IPv6SubnetMin": "fc00:0:0:1::",
-             "IPv6SubnetMax": "fc00:0:0:f::", "IPv6SubnetLen": 124, "Network": "10.3.0.0/16",
-             "Backend": {"Type": "vxlan"} }"#,
-        &json!({ "IPv6SubnetLen": 124, "IPv6SubnetMin": "fc00:0:0:1::", "IPv6SubnetMax": "fc00:0:0:f::" }),
-    )
+    for ipv4 in [r#""enableIPv4": false"#, r#""network": "10.3.0.0/16""#] {
+        has(
+            &format!(
+                r#"{{ "enableIPv6": true, "ipv6Network": "fc00::/48", {ipv4}, "backend": {{"type": "vxlan"}} }}"#
+            ),
+            &json!({ "IPv6Network": "fc00::/48", "IPv6SubnetLen": 64, "IPv6SubnetMin": "fc00:0:0:1::",
+                     "IPv6SubnetMax": "fc00:0:0:ffff::" }),
+        )?;
+        has(
+            &format!(
+                r#"{{ "EnableIPv6": true, "IPv6Network": "fc00::/48", "IPv6SubnetMin": "fc00:0:0:1::",
+                      "IPv6SubnetMax": "fc00:0:0:f::", "IPv6SubnetLen": 124, {ipv4},
+                      "Backend": {{"Type": "vxlan"}} }}"#
+            ),
+            &json!({ "IPv6SubnetLen": 124, "IPv6SubnetMin": "fc00:0:0:1::", "IPv6SubnetMax": "fc00:0:0:f::" }),
+        )?;
+    }
+    Ok(())
 }
 
 /// A shell that sources `subnet.env` has what upstream's `mk-docker-opts.sh` makes Docker's options of, and nothing else.

@@ -1,6 +1,6 @@
 //! VXLAN frames made by hand, right or with one thing changed.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::Context as _;
 
@@ -18,9 +18,12 @@ pub(crate) enum Checksum {
 /// A UDP packet for a pod, as a flannel node would send it to another; every field may be changed.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
+    /// Destination and source.
     pub(crate) outer_macs: [Mac; 2],
-    pub(crate) outer_addresses: [Ipv4Addr; 2],
+    /// Source and destination.
+    pub(crate) outer_addresses: [IpAddr; 2],
     pub(crate) tos: u8,
+    /// Of IPv4.
     pub(crate) dont_fragment: bool,
     pub(crate) outer_ports: [u16; 2],
     pub(crate) checksum: Checksum,
@@ -29,7 +32,7 @@ pub(crate) struct Frame {
     /// Destination and source.
     pub(crate) inner_macs: [Mac; 2],
     /// Source and destination.
-    pub(crate) inner_addresses: [Ipv4Addr; 2],
+    pub(crate) inner_addresses: [IpAddr; 2],
     pub(crate) inner_ports: [u16; 2],
 }
 
@@ -42,22 +45,22 @@ impl Frame {
             payload,
             Checksum::Right,
         );
-        let inner = ipv4(self.inner_addresses, 0, true, &inner_udp);
+        let inner = ip(self.inner_addresses, 0, true, &inner_udp);
         let mut tunnelled = self.vxlan.to_vec();
-        tunnelled.extend(ethernet(self.inner_macs, &inner));
+        tunnelled.extend(ethernet(self.inner_macs, self.inner_addresses[0], &inner));
         let outer_udp = udp(
             self.outer_addresses,
             self.outer_ports,
             &tunnelled,
             self.checksum,
         );
-        let outer = ipv4(
+        let outer = ip(
             self.outer_addresses,
             self.tos,
             self.dont_fragment,
             &outer_udp,
         );
-        ethernet(self.outer_macs, &outer)
+        ethernet(self.outer_macs, self.outer_addresses[0], &outer)
     }
 }
 
@@ -68,29 +71,44 @@ pub(crate) fn mac(text: &str) -> anyhow::Result<Mac> {
     bytes.try_into().ok().context("six bytes")
 }
 
-fn ethernet([to, from]: [Mac; 2], payload: &[u8]) -> Vec<u8> {
-    /// EtherType of IPv4.
-    const IPV4: [u8; 2] = [8, 0];
-    [&to[..], &from, &IPV4, payload].concat()
+fn ethernet([to, from]: [Mac; 2], address: IpAddr, payload: &[u8]) -> Vec<u8> {
+    let ethertype: [u8; 2] = match address {
+        IpAddr::V4(_) => [0x08, 0x00],
+        IpAddr::V6(_) => [0x86, 0xdd],
+    };
+    [&to[..], &from, &ethertype, payload].concat()
 }
 
-fn ipv4([from, to]: [Ipv4Addr; 2], tos: u8, dont_fragment: bool, payload: &[u8]) -> Vec<u8> {
-    const UDP: u8 = 17;
-    const TTL: u8 = 64;
-    let length = u16::try_from(20 + payload.len()).expect("a short packet");
-    let [high, low] = length.to_be_bytes();
+const UDP: u8 = 17;
+const TTL: u8 = 64;
+
+fn ip(addresses: [IpAddr; 2], tos: u8, dont_fragment: bool, payload: &[u8]) -> Vec<u8> {
+    let [from, to] = addresses.map(octets);
+    let is_ipv4 = addresses[0].is_ipv4();
+    let length = payload.len() + if is_ipv4 { 20 } else { 0 };
+    let [high, low] = u16::try_from(length).expect("a short packet").to_be_bytes();
+    if !is_ipv4 {
+        let fixed = [0x60, 0, 0, 0, high, low, UDP, TTL];
+        return [&fixed[..], &from, &to, payload].concat();
+    }
     let flags = if dont_fragment { 0x40 } else { 0 };
-    let mut header = vec![0x45, tos, high, low, 0, 0, flags, 0, TTL, UDP, 0, 0];
-    header.extend(from.octets());
-    header.extend(to.octets());
+    let fixed = [0x45, tos, high, low, 0, 0, flags, 0, TTL, UDP, 0, 0];
+    let mut header = [&fixed[..], &from, &to].concat();
     let checksum = !sum(&[&header]);
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
     header.extend(payload);
     header
 }
 
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 fn udp(
-    [from, to]: [Ipv4Addr; 2],
+    addresses: [IpAddr; 2],
     [source, destination]: [u16; 2],
     payload: &[u8],
     checksum: Checksum,
@@ -101,13 +119,9 @@ fn udp(
         datagram.extend(word.to_be_bytes());
     }
     datagram.extend(payload);
-    let pseudo = [
-        &from.octets()[..],
-        &to.octets(),
-        &[0, 17],
-        &length.to_be_bytes(),
-    ]
-    .concat();
+    // Both families' pseudo headers sum up to the same parts (RFC 768, RFC 8200 section 8.1).
+    let [from, to] = addresses.map(octets);
+    let pseudo = [&from[..], &to, &[0, UDP], &length.to_be_bytes()].concat();
     let right = match !sum(&[&pseudo, &datagram]) {
         0 => 0xffff,
         right => right,

@@ -30,6 +30,30 @@ pub(crate) fn golden_value() -> Outcome {
     })
 }
 
+/// The same in dual stack: both subnets in the key, both addresses and both devices in the value.
+pub(crate) fn golden_dual_value() -> Outcome {
+    let network = r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+    with_unready_cluster(agents(1, 0, network), |cluster| {
+        let node = cluster.node(1);
+        let env = node.subnet_env()?;
+        let subnet6 = env.ipv6.context("an IPv6 subnet")?.subnet;
+        let mac = |device| -> anyhow::Result<String> {
+            let (_, mac) = link(node, device)?.with_context(|| device.to_owned())?;
+            Ok(mac)
+        };
+        let (mac4, mac6) = (mac("flannel.1")?, mac("flannel-v6.1")?);
+        let expected = (
+            key(&lab::lease::key(env.subnet, Some(subnet6))),
+            format!(
+                r#"{{"PublicIP":"192.168.100.1","PublicIPv6":"fd00:100::1","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac4}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac6}"}}}}"#
+            ),
+        );
+        let found = cluster.etcd().get_prefix(&key(""))?;
+        ensure!(found == [expected.clone()], "{found:?}, not {expected:?}");
+        lives_a_day(cluster, &expected.0)
+    })
+}
+
 fn lives_a_day(cluster: &Cluster, key: &str) -> Outcome {
     let left = ttl(cluster, lease_of(cluster, key)?)?;
     ensure!(

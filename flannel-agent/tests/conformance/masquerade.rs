@@ -123,3 +123,49 @@ pub(crate) fn nftables_golden() -> Outcome {
         crate::support::udp_arrives(&node.pods()[0], &other.pods()[0], 200, 64).map(drop)
     })
 }
+
+/// A dual-stack network.
+const DUAL: &str = r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+
+/// IPv6's rules are IPv4's with other addresses, by iptables.
+pub(crate) fn ip6tables_golden() -> Outcome {
+    with_cluster(setting::agents(2, 1, DUAL), |cluster| {
+        let node = &**cluster.node(1);
+        let subnet = node.subnet_env()?.ipv6.context("IPv6")?.subnet.to_string();
+        let wanted = cluster::rules::IPTABLES
+            .replace("SUBNET", &subnet)
+            .replace("10.5.0.0/16", "fd00:5::/48")
+            .replace("224.0.0.0/4", "ff00::/8");
+        let chains = |rules: &str| -> Vec<String> {
+            let mut lines: Vec<_> = rules.lines().map(ToOwned::to_owned).collect();
+            // Stable: within a chain the order counts, between tables it does not.
+            lines.sort_by_key(|line| line.split(' ').nth(1).map(ToOwned::to_owned));
+            lines
+        };
+        crate::support::eventually("the rules", RESYNCS, || {
+            let now = shell(node, "ip6tables-save | grep -- '^-A.*FLANNEL' || true")?;
+            Ok((chains(&now) == chains(&wanted)).then_some(()).ok_or(now))
+        })
+    })
+}
+
+/// IPv6's rules are IPv4's with other addresses, by nftables, in a table of their own.
+pub(crate) fn nftables6_golden() -> Outcome {
+    let network = DUAL.replace("{\"EnableIPv6\"", "{\"EnableNFTables\":true,\"EnableIPv6\"");
+    with_cluster(setting::agents(2, 1, &network), |cluster| {
+        let node = &**cluster.node(1);
+        let subnet = node.subnet_env()?.ipv6.context("IPv6")?.subnet.to_string();
+        let wanted = cluster::rules::NFTABLES
+            .replace("SUBNET", &subnet)
+            .replace("10.5.0.0/16", "fd00:5::/48")
+            .replace("224.0.0.0/4", "ff00::/8")
+            .replace("ip saddr", "ip6 saddr")
+            .replace("ip daddr", "ip6 daddr")
+            .replace("table ip flannel-ipv4", "table ip6 flannel-ipv6")
+            .replace("flannel-ipv4", "flannel-ipv6");
+        crate::support::eventually("the rules", RESYNCS, || {
+            let now = shell(node, "nft list table ip6 flannel-ipv6 2>&1 || true")?;
+            Ok((now == wanted).then_some(()).ok_or(now))
+        })
+    })
+}

@@ -1,6 +1,6 @@
 //! The wire matrix: what a node accepts and drops of VXLAN, and what it sends, beside what the kernel's own device does.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -10,7 +10,7 @@ use lab::{
     inject::Injector,
 };
 
-use crate::frames::{Checksum, Frame, mac};
+use crate::frames::{Checksum, Frame, Mac, mac};
 use crate::setting;
 use crate::support::{Outcome, Path, link, missing, shell, wait_pods_served, with_cluster};
 
@@ -27,7 +27,7 @@ const SILENCE: Duration = Duration::from_millis(200);
 enum Fate {
     Accepted,
     Dropped,
-    /// By the kernel, which sums up the whole packet. The fast path does not: the inner checksum guards the content.
+    /// By the kernel, which sums up the whole packet. The fast path need not: the inner checksum guards the content.
     DroppedByKernel,
 }
 use Fate::{Accepted, Dropped, DroppedByKernel};
@@ -92,15 +92,34 @@ const CASES: [Case; 19] = [
     ("outer TOS", |it| it.tos = 0xb8, Accepted),
     (
         "outer source of no node",
-        |it| it.outer_addresses[0] = Ipv4Addr::new(192, 168, 100, 77),
+        |it| it.outer_addresses[0] = Ipv4Addr::new(192, 168, 100, 77).into(),
         Accepted,
     ),
     (
         "inner source of no lease",
-        |it| it.inner_addresses[0] = Ipv4Addr::new(10, 5, 0, 77),
+        |it| it.inner_addresses[0] = Ipv4Addr::new(10, 5, 0, 77).into(),
         Accepted,
     ),
 ];
+
+/// What is other with IPv6 outside and inside.
+const CASES_IPV6: [Case; 4] = [
+    ("outer checksum right", |_| (), Accepted),
+    (
+        "outer checksum zero",
+        |it| it.checksum = Checksum::Zero,
+        Dropped,
+    ),
+    (
+        "outer checksum wrong",
+        |it| it.checksum = Checksum::Wrong,
+        DroppedByKernel,
+    ),
+    ("another VNI", |it| it.vxlan[6] = 2, Dropped),
+];
+
+/// A dual-stack network.
+const DUAL: &str = r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
 
 /// The agent's modes that the build has.
 fn modes() -> impl Iterator<Item = Path> {
@@ -114,54 +133,92 @@ pub(crate) fn receiver() -> Outcome {
     let nodes = vec![setting.node(), NodeConfig::stock()];
     with_cluster(setting.cluster(nodes), |cluster| {
         let [node, sender] = [1, 2].map(|number| &**cluster.node(number));
-        let pod = node.pods()[0].clone();
         let good = good_frame(node, sender)?;
-        let injector = Injector::open(sender.netns(), "eth0")?;
-        let socket = pod.netns().run(|| UdpSocket::bind(("0.0.0.0", PORT)))??;
-        let mut number = 0_u64;
-        for mode in modes() {
-            switch(node, mode)?;
-            for (name, change, fate) in CASES {
-                let arrives = match fate {
-                    Accepted => true,
-                    Dropped => false,
-                    // What is in no flow is the kernel's.
-                    DroppedByKernel => mode == Path::Fast,
-                };
-                let mut frame = good.clone();
-                change(&mut frame);
-                number += 1;
-                injector.send(&frame.bytes(&number.to_be_bytes()))?;
-                let limit = if arrives { ARRIVES } else { SILENCE };
-                let arrived = arrived(&socket, number, limit)?;
-                ensure!(
-                    arrived == arrives,
-                    "{name}, with fast path {}: {}",
-                    mode.mode(),
-                    if arrived { "accepted" } else { "dropped" }
-                );
-            }
-        }
-        Ok(())
+        takes_what_the_kernel_takes(node, sender, &good, &CASES)
     })
+}
+
+/// The same over IPv6, where a checksum of zero is none.
+pub(crate) fn receiver_ipv6() -> Outcome {
+    with_cluster(setting::mixed(DUAL), |cluster| {
+        let [node, sender] = [1, 2].map(|number| &**cluster.node(number));
+        let address = |node: &Node| node.address6().map(IpAddr::from).context("IPv6");
+        let pod = |node: &Node| {
+            let address = node.pods()[0].address6().map(IpAddr::from);
+            address.context("a pod without IPv6")
+        };
+        let good = Frame {
+            outer_addresses: [address(sender)?, address(node)?],
+            inner_macs: [
+                mac_of(node, "flannel-v6.1")?,
+                mac_of(sender, "flannel-v6.1")?,
+            ],
+            inner_addresses: [pod(sender)?, pod(node)?],
+            ..good_frame(node, sender)?
+        };
+        takes_what_the_kernel_takes(node, sender, &good, &CASES_IPV6)
+    })
+}
+
+fn takes_what_the_kernel_takes(
+    node: &Node,
+    sender: &Node,
+    good: &Frame,
+    cases: &[Case],
+) -> Outcome {
+    let pod = node.pods()[0].clone();
+    let any = match good.inner_addresses[1] {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let injector = Injector::open(sender.netns(), "eth0")?;
+    let socket = pod.netns().run(|| UdpSocket::bind((any, PORT)))??;
+    let mut number = 0_u64;
+    for mode in modes() {
+        switch(node, mode)?;
+        for (name, change, fate) in cases {
+            // What is in no flow is the kernel's.
+            if *fate == DroppedByKernel && mode == Path::Fast {
+                continue;
+            }
+            let arrives = *fate == Accepted;
+            let mut frame = good.clone();
+            change(&mut frame);
+            number += 1;
+            injector.send(&frame.bytes(&number.to_be_bytes()))?;
+            let limit = if arrives { ARRIVES } else { SILENCE };
+            let arrived = arrived(&socket, number, limit)?;
+            ensure!(
+                arrived == arrives,
+                "{name}, with fast path {}: {}",
+                mode.mode(),
+                if arrived { "accepted" } else { "dropped" }
+            );
+        }
+    }
+    Ok(())
+}
+
+fn mac_of(node: &Node, device: &str) -> anyhow::Result<Mac> {
+    let (_, text) = link(node, device)?.with_context(|| device.to_owned())?;
+    mac(&text)
 }
 
 /// A packet of the sender's pod to the node's.
 fn good_frame(node: &Node, sender: &Node) -> anyhow::Result<Frame> {
-    let mac_of = |node: &Node, device: &str| -> anyhow::Result<_> {
-        let (_, text) = link(node, device)?.with_context(|| device.to_owned())?;
-        mac(&text)
-    };
     Ok(Frame {
         outer_macs: [mac_of(node, "eth0")?, mac_of(sender, "eth0")?],
-        outer_addresses: [sender.address(), node.address()],
+        outer_addresses: [sender.address().into(), node.address().into()],
         tos: 0,
         dont_fragment: false,
         outer_ports: [45_678, VXLAN],
         checksum: Checksum::Right,
         vxlan: [8, 0, 0, 0, 0, 0, 1, 0],
         inner_macs: [mac_of(node, "flannel.1")?, mac_of(sender, "flannel.1")?],
-        inner_addresses: [sender.pods()[0].address(), node.pods()[0].address()],
+        inner_addresses: [
+            sender.pods()[0].address().into(),
+            node.pods()[0].address().into(),
+        ],
         inner_ports: [5555, PORT],
     })
 }
