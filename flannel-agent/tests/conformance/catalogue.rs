@@ -256,6 +256,7 @@ pub(crate) const CHECKS: &[Check] = &[
             ("wire_receiver", wire::receiver),
             ("wire_receiver_ipv6", wire::receiver_ipv6),
             ("wire_sender", wire::sender),
+            ("wire_sender_ipv6", wire::sender_ipv6),
             ("wire_options", wire::options),
         ],
         ..check(
@@ -317,6 +318,10 @@ pub(crate) const FAULTS: &[Check] = &[
         tests: &[
             ("link_flaps_vxlan", routes::link_flaps_vxlan),
             ("link_flaps_host_gw", routes::link_flaps_host_gw),
+            (
+                "direct_routing_follows_routes",
+                routes::direct_routing_follows_routes,
+            ),
         ],
         ..fault(3, "routes lost on a link flap", "#1070 #1233 #1434 #1759")
     },
@@ -409,6 +414,16 @@ pub(crate) const FAULTS: &[Check] = &[
             13,
             "iptables: lock, processes, rules that flap",
             "#933 #988 #950 #1415 #2145 #1897",
+        )
+    },
+    Check {
+        upstream: "needs a restart",
+        ours: "published at once; device, routes and peers follow",
+        tests: &[("address_changes", devices::address_changes)],
+        ..fault(
+            15,
+            "the node's address changes",
+            "#408 #712 #1978 #2073 #1889",
         )
     },
     Check {

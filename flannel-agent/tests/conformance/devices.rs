@@ -108,3 +108,42 @@ pub(crate) fn parent_recreated() -> Outcome {
         Ok(())
     })
 }
+
+/// The node gets another address: it is published, the device is of it, and packets flow.
+pub(crate) fn address_changes() -> Outcome {
+    /// The connection to etcd was of the old address, and its end has to be noticed first.
+    const NOTICED: Duration = Duration::from_secs(30);
+    const ADDRESS: &str = "192.168.100.11";
+    with_cluster(setting::vxlan().pair(), |cluster| {
+        let [node, other] = [1, 2].map(|number| &**cluster.node(number));
+        let key = own_key(node)?;
+        shell(
+            node,
+            &format!(
+                "ip address delete 192.168.100.1/24 dev eth0; ip address add {ADDRESS}/24 dev eth0; \
+                 ip route replace default via 192.168.100.254"
+            ),
+        )?;
+        eventually("the new address in the lease", NOTICED, || {
+            let now = value(cluster, &key)?;
+            let published = now.contains(&format!(r#""PublicIP":"{ADDRESS}""#));
+            Ok(published.then_some(()).ok_or(now))
+        })?;
+        eventually("the peer's entry", PROMPT, || {
+            let now = shell(other, "bridge fdb show dev flannel.1")?;
+            let follows =
+                now.contains(&format!("dst {ADDRESS} ")) && !now.contains("dst 192.168.100.1 ");
+            Ok(follows.then_some(()).ok_or(now))
+        })?;
+        let device = shell(node, "ip -details link show flannel.1")?;
+        ensure!(device.contains(&format!("local {ADDRESS} ")), "{device}");
+        node.agent()
+            .wait_status("all objects as they should be", |status| {
+                status.objects.iter().all(|object| object.state == "ok")
+            })?;
+        for (from, to) in [(node, other), (other, node)] {
+            udp_arrives(&from.pods()[0], &to.pods()[0], 200, 64)?;
+        }
+        Ok(())
+    })
+}

@@ -136,6 +136,12 @@ fn udp(
     datagram
 }
 
+/// Whether the UDP checksum of an IPv6 packet without extension headers is right.
+pub(crate) fn udp_checksum_is_right(packet: &[u8]) -> bool {
+    let (addresses, datagram) = (&packet[8..40], &packet[40..]);
+    sum(&[addresses, &[0, UDP], &packet[4..6], datagram]) == 0xffff
+}
+
 /// The Internet checksum's sum (RFC 1071) of parts, all but the last of an even length.
 fn sum(parts: &[&[u8]]) -> u16 {
     let mut sum: u32 = 0;

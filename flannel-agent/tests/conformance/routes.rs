@@ -113,3 +113,38 @@ fn traces(node: &Node, mac: &str) -> anyhow::Result<String> {
         ),
     )
 }
+
+/// Whether a peer is routed to directly is decided anew when the way to it changes, in either direction.
+pub(crate) fn direct_routing_follows_routes() -> Outcome {
+    let setting = setting::vxlan();
+    let config = lab::ClusterConfig {
+        network: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#
+            .into(),
+        ..setting.cluster(vec![setting.node(), setting.node().routed()])
+    };
+    with_cluster(config, |cluster| {
+        let [node, far] = [1, 2].map(|number| &**cluster.node(number));
+        let subnet = far.subnet_env()?.subnet;
+        let first = subnet.address;
+        let subnet = subnet.to_string();
+        let tunnelled = format!("{subnet} via {first} dev flannel.1 onlink\n");
+        let direct = format!("{subnet} via {} dev eth0\n", far.address());
+        route_becomes(node, &subnet, &tunnelled)?;
+        // The router plays the link between both: it answers for the peer, and passes on what is for its pods.
+        cluster
+            .switch()
+            .sysctl(&[("net/ipv4/conf/br0/proxy_arp", "1")])?;
+        lab::underlay::ip_batch(
+            cluster.switch(),
+            &format!("route add {subnet} via {}\n", far.address()),
+        )?;
+        let on_link = format!("ip route add {} dev eth0", far.address());
+        shell(node, &on_link)?;
+        route_becomes(node, &subnet, &direct)?;
+        udp_arrives(&node.pods()[0], &far.pods()[0], 200, 64).context("directly")?;
+        shell(node, &on_link.replace("add", "delete"))?;
+        route_becomes(node, &subnet, &tunnelled)?;
+        udp_arrives(&node.pods()[0], &far.pods()[0], 200, 64).context("by the tunnel")?;
+        Ok(())
+    })
+}

@@ -10,7 +10,7 @@ use lab::{
     inject::Injector,
 };
 
-use crate::frames::{Checksum, Frame, Mac, mac};
+use crate::frames::{Checksum, Frame, Mac, mac, udp_checksum_is_right};
 use crate::setting;
 use crate::support::{Outcome, Path, link, missing, shell, wait_pods_served, with_cluster};
 
@@ -358,4 +358,76 @@ pub(crate) fn options() -> Outcome {
         }
         Ok(())
     })
+}
+
+/// Over IPv6 a node sends what flanneld's node sends; there the outer checksum must be right.
+pub(crate) fn sender_ipv6() -> Outcome {
+    const PACKETS: usize = 20;
+    let config = lab::ClusterConfig {
+        underlay: lab::Underlay {
+            offloads: false,
+            ..lab::Underlay::default()
+        },
+        ..setting::mixed(DUAL)
+    };
+    with_cluster(config, |cluster| {
+        let [node, stock] = [1, 2].map(|number| &**cluster.node(number));
+        let address = |pod: &Pod| pod.address6().context("a pod without IPv6");
+        let target = address(&stock.pods()[0])?;
+        let own = mac_of(node, "flannel-v6.1")?;
+        let peer = mac(&stock.stock().vtep_mac6())?;
+        for mode in modes() {
+            switch(node, mode)?;
+            let capture = Capture::start(stock.netns(), "eth0")?;
+            for packet in 0..PACKETS {
+                let socket = node.pods()[0].netns().run(|| UdpSocket::bind("[::]:0"))??;
+                let mut payload = [7; 100];
+                payload[0] = u8::try_from(packet)?;
+                socket.send_to(&payload, (target, PORT))?;
+            }
+            let is_tunnelled = |frame: &lab::capture::Frame| {
+                let bytes = &frame.bytes;
+                frame.direction == Direction::In
+                    && bytes.len() > INNER6
+                    && bytes[12..14] == [0x86, 0xdd]
+                    && bytes[56..58] == VXLAN.to_be_bytes()
+                    && bytes.ends_with(&[7; 90])
+            };
+            capture.wait_for("the last packet", ARRIVES, |frame| {
+                is_tunnelled(frame) && frame.bytes[frame.bytes.len() - 100] == PACKETS as u8 - 1
+            })?;
+            let frames = capture.stop();
+            let frames: Vec<_> = frames.iter().filter(|frame| is_tunnelled(frame)).collect();
+            ensure!(frames.len() == PACKETS, "{} frames", frames.len());
+            for frame in frames {
+                is_upstreams_ipv6(&frame.bytes, own, peer)
+                    .with_context(|| format!("fast path {}: {:02x?}", mode.mode(), frame.bytes))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Behind Ethernet, IPv6, UDP and VXLAN headers.
+const INNER6: usize = 14 + 40 + 8 + 8;
+
+fn is_upstreams_ipv6(bytes: &[u8], own: Mac, peer: Mac) -> Outcome {
+    ensure!(
+        bytes[14..18] == [0x60, 0, 0, 0],
+        "version, class, flow label"
+    );
+    ensure!(bytes[21] == 64, "outer hop limit");
+    let source = u16::from_be_bytes([bytes[54], bytes[55]]);
+    ensure!((32_768..=60_999).contains(&source), "source port {source}");
+    ensure!(bytes[60..62] != [0, 0], "no outer checksum");
+    ensure!(udp_checksum_is_right(&bytes[14..]), "outer checksum");
+    ensure!(bytes[62..70] == [8, 0, 0, 0, 0, 0, 1, 0], "VXLAN header");
+    ensure!(bytes[INNER6..INNER6 + 6] == peer, "inner destination MAC");
+    ensure!(bytes[INNER6 + 6..INNER6 + 12] == own, "inner source MAC");
+    ensure!(bytes[INNER6 + 14 + 7] == 63, "hop limit of pods' packets");
+    ensure!(
+        udp_checksum_is_right(&bytes[INNER6 + 14..]),
+        "inner checksum"
+    );
+    Ok(())
 }
