@@ -33,11 +33,11 @@ const STATUS_LIMIT: Duration = Duration::from_secs(2);
 pub struct AgentConfig {
     /// The `flannel-agent` binary.
     pub program: PathBuf,
-    /// `--iface`.
+    /// `--iface`; empty for none.
     pub interface: String,
     /// `--ip-masq`.
     pub ip_masq: bool,
-    /// `--fast-path`: `off` or `subnet`.
+    /// `--fast-path`: `off`, `subnet` or `flow`.
     pub fast_path: String,
     /// Further arguments, after the lab's own.
     pub arguments: Vec<String>,
@@ -142,7 +142,7 @@ impl Agent {
         command
             .arg("run")
             .arg(format!("--etcd-endpoints={}", self.etcd_endpoint))
-            .arg(format!("--iface={}", config.interface))
+            .args((!config.interface.is_empty()).then(|| format!("--iface={}", config.interface)))
             .arg(format!("--ip-masq={}", config.ip_masq))
             .arg(format!("--subnet-file={}", self.subnet_file().display()))
             .arg(format!("--status-socket={}", self.socket().display()))

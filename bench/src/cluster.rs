@@ -17,6 +17,7 @@ use crate::{
     services::Form,
     signals,
     state::{self, LabId},
+    stock,
     underlay::{self, Segment, Underlay},
 };
 
@@ -30,6 +31,8 @@ pub struct ClusterConfig {
     pub network: String,
     /// The links between the nodes.
     pub underlay: Underlay,
+    /// Whether the links between nodes have IPv6 addresses too. A network with `EnableIPv6` has them anyway.
+    pub ipv6: bool,
     /// Whether bridged pod traffic meets iptables (`bridge-nf-call-iptables`), as Kubernetes wants it.
     pub bridge_netfilter: bool,
     /// How many services' rules each node holds, as if kube-proxy ran there.
@@ -46,13 +49,14 @@ pub struct ClusterConfig {
 pub type Observer = dyn Fn(Step<'_>) + Send + Sync;
 
 impl Default for ClusterConfig {
-    /// No nodes; VXLAN on 10.5.0.0/16; an underlay as veth makes it; bridge netfilter on, no service rules.
+    /// No nodes; VXLAN on 10.5.0.0/16, IPv4 alone; an underlay as veth makes it; bridge netfilter on, no service rules.
     fn default() -> Self {
         Self {
             nodes: Vec::new(),
             pods: 0,
             network: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
             underlay: Underlay::default(),
+            ipv6: false,
             bridge_netfilter: true,
             services: 0,
             service_rules: Form::default(),
@@ -79,6 +83,7 @@ pub(crate) struct Settings {
     pub(crate) etcd: Arc<Etcd>,
     pub(crate) network: String,
     pub(crate) underlay: Underlay,
+    pub(crate) ipv6: bool,
     pub(crate) bridge_netfilter: bool,
     pub(crate) services: usize,
     pub(crate) service_rules: Form,
@@ -157,7 +162,8 @@ impl Cluster {
         let id = state::create()?;
         let lab = Lab { id, kept: false };
         let switch = Netns::create_with(&id.namespace("sw"), config.lifetime)?;
-        underlay::build_switch(&switch, config.underlay)?;
+        let ipv6 = config.ipv6 || stock::is_dual_stack(&config.network);
+        underlay::build_switch(&switch, config.underlay, ipv6)?;
         let etcd = Arc::new(Etcd::new(
             id,
             switch.clone(),
@@ -172,6 +178,7 @@ impl Cluster {
             etcd,
             network: config.network.clone(),
             underlay: config.underlay,
+            ipv6,
             bridge_netfilter: config.bridge_netfilter,
             services: config.services,
             service_rules: config.service_rules,
@@ -202,11 +209,21 @@ impl Cluster {
     /// # Errors
     /// If an agent ends, or does not know all peers in time.
     pub fn wait_converged(&self) -> Result<()> {
-        let leases = self.settings.etcd.leases()?.len();
+        let leases = self.settings.etcd.leases()?;
+        // A node of a dual-stack network is two peers, one per family.
+        let has_ipv6 = stock::is_dual_stack(&self.settings.network);
+        let ipv6 = leases
+            .iter()
+            .filter(|lease| has_ipv6 && lease.subnet6.is_some());
+        let subnets = leases.len() + ipv6.count();
         in_parallel(&self.nodes, |node| {
             if let Some(agent) = node.try_agent() {
                 agent.wait_status("knowledge of all peers", |status| {
-                    status.peers.len() + 1 == leases
+                    let own = status
+                        .lease
+                        .as_ref()
+                        .map_or(1, |own| own.subnet.split(',').count());
+                    status.peers.len() + own == subnets
                 })?;
             }
             node.try_stock().map_or(Ok(()), |stock| stock.refresh())

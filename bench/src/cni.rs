@@ -5,7 +5,7 @@
 
 use std::{
     env, fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     str::FromStr,
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::{
     error::{Error, Result},
-    lease::Subnet,
+    lease::{Subnet, Subnet6},
     netns::Netns,
     process,
     services::Protocol,
@@ -37,10 +37,21 @@ pub struct SubnetEnv {
     pub network: Subnet,
     /// The node's subnet.
     pub subnet: Subnet,
+    /// The same for IPv6, in dual stack.
+    pub ipv6: Option<Env6>,
     /// MTU of pods, in bytes.
     pub mtu: u32,
     /// Whether the agent masquerades traffic that leaves the network.
     pub ip_masq: bool,
+}
+
+/// The IPv6 lines of `subnet.env`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Env6 {
+    /// The whole cluster's network.
+    pub network: Subnet6,
+    /// The node's subnet.
+    pub subnet: Subnet6,
 }
 
 impl FromStr for SubnetEnv {
@@ -54,9 +65,17 @@ impl FromStr for SubnetEnv {
                 .map(|(_, value)| value)
                 .ok_or_else(|| bad(name, "missing", text))
         };
+        let ipv6 = match (value("FLANNEL_IPV6_NETWORK"), value("FLANNEL_IPV6_SUBNET")) {
+            (Err(_), Err(_)) => None,
+            (network, subnet) => Some(Env6 {
+                network: network?.parse()?,
+                subnet: subnet?.parse()?,
+            }),
+        };
         Ok(Self {
             network: value("FLANNEL_NETWORK")?.parse()?,
             subnet: value("FLANNEL_SUBNET")?.parse()?,
+            ipv6,
             mtu: value("FLANNEL_MTU")?
                 .parse()
                 .map_err(|_| bad("FLANNEL_MTU", "not a number", text))?,
@@ -85,6 +104,15 @@ impl fmt::Display for SubnetEnv {
             self.subnet.host(1),
             self.subnet.length
         )?;
+        if let Some(Env6 { network, subnet }) = self.ipv6 {
+            writeln!(f, "FLANNEL_IPV6_NETWORK={network}")?;
+            writeln!(
+                f,
+                "FLANNEL_IPV6_SUBNET={}/{}",
+                subnet.host(1),
+                subnet.length
+            )?;
+        }
         writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
         writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
     }
@@ -93,6 +121,12 @@ impl fmt::Display for SubnetEnv {
 /// The configuration that flannel's CNI plugin hands to `bridge`, for the kube-flannel manifest's `cni-conf.json`.
 /// `data_directory` is where `host-local` remembers addresses.
 pub fn delegate_config(env: &SubnetEnv, data_directory: &Path) -> serde_json::Value {
+    let mut ranges = vec![json!([{ "subnet": env.subnet.to_string() }])];
+    let mut routes = vec![json!({ "dst": env.network.to_string() })];
+    if let Some(Env6 { network, subnet }) = env.ipv6 {
+        ranges.push(json!([{ "subnet": subnet.to_string() }]));
+        routes.push(json!({ "dst": network.to_string() }));
+    }
     json!({
         "cniVersion": "0.3.1",
         "name": "cbr0",
@@ -104,8 +138,8 @@ pub fn delegate_config(env: &SubnetEnv, data_directory: &Path) -> serde_json::Va
         "mtu": env.mtu,
         "ipam": {
             "type": "host-local",
-            "ranges": [[{ "subnet": env.subnet.to_string() }]],
-            "routes": [{ "dst": env.network.to_string() }],
+            "ranges": ranges,
+            "routes": routes,
             "dataDir": data_directory,
         },
     })
@@ -174,6 +208,8 @@ impl PodConfig {
 pub struct Attachment {
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, in dual stack.
+    pub address6: Option<Ipv6Addr>,
     /// Its default gateway, the bridge's address.
     pub gateway: Ipv4Addr,
     /// MAC address of the pod's `eth0`.
@@ -271,7 +307,7 @@ fn parse_result(text: &str) -> Result<Attachment> {
     #[derive(Deserialize)]
     struct Ip {
         address: String,
-        gateway: Ipv4Addr,
+        gateway: IpAddr,
     }
     let bad = |reason: &str| Error::Parse {
         what: "result of the CNI plugin".to_owned(),
@@ -287,11 +323,20 @@ fn parse_result(text: &str) -> Result<Attachment> {
         .interfaces
         .iter()
         .find(|interface| interface.sandbox.is_empty() && interface.name != "cni0");
-    let ip = answer.ips.first().ok_or_else(|| bad("no address"))?;
-    let address = ip.address.split('/').next().unwrap_or_default();
+    let (mut ipv4, mut address6) = (None, None);
+    for ip in &answer.ips {
+        let address = ip.address.split('/').next().unwrap_or_default();
+        match (address.parse(), ip.gateway) {
+            (Ok(IpAddr::V4(address)), IpAddr::V4(gateway)) => ipv4 = Some((address, gateway)),
+            (Ok(IpAddr::V6(address)), IpAddr::V6(_)) => address6 = Some(address),
+            _ => return Err(bad("an address and its gateway are not of one family")),
+        }
+    }
+    let (address, gateway) = ipv4.ok_or_else(|| bad("no IPv4 address"))?;
     Ok(Attachment {
-        address: address.parse().map_err(|_| bad("address is not IPv4"))?,
-        gateway: ip.gateway,
+        address,
+        address6,
+        gateway,
         mac: inside
             .ok_or_else(|| bad("no interface in the pod"))?
             .mac
@@ -326,6 +371,21 @@ mod tests {
                 .to_string()
                 .contains("FLANNEL_SUBNET")
         );
+    }
+
+    #[test]
+    fn dual_stack_subnet_env_round_trips() {
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.91.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:16::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        let env: SubnetEnv = text.parse().unwrap();
+        assert_eq!(env.to_string(), text);
+        let config = delegate_config(&env, Path::new("/data"));
+        assert_eq!(
+            config["ipam"]["ranges"][1],
+            json!([{ "subnet": "fd00:5:0:16::/64" }])
+        );
+        assert_eq!(config["ipam"]["routes"][1], json!({ "dst": "fd00:5::/48" }));
+        let half = text.replace("FLANNEL_IPV6_SUBNET=fd00:5:0:16::1/64\n", "");
+        assert!(half.parse::<SubnetEnv>().is_err());
     }
 
     #[test]
@@ -372,6 +432,7 @@ mod tests {
             "routes":[{"dst":"10.5.0.0/16"},{"dst":"0.0.0.0/0","gw":"10.5.21.1"}],"dns":{}}"#;
         let expected = Attachment {
             address: Ipv4Addr::new(10, 5, 21, 2),
+            address6: None,
             gateway: Ipv4Addr::new(10, 5, 21, 1),
             mac: "1e:22:ed:af:00:f4".to_owned(),
             host_device: "vetha4719a2d".to_owned(),

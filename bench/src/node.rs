@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -77,6 +77,7 @@ pub struct Node {
     number: u8,
     segment: Segment,
     lab: LabId,
+    ipv6: bool,
     lifetime: Lifetime,
     netns: Netns,
     directory: PathBuf,
@@ -101,12 +102,8 @@ impl Node {
         let directory = lab.directory().join(&name);
         fs::create_dir(&directory).context("create", directory.display())?;
         let netns = Netns::create_with(&lab.namespace(&name), settings.lifetime)?;
-        underlay::silence(&netns)?;
-        netns.sysctl(&[
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv4/conf/all/rp_filter", "0"),
-            ("net/ipv4/conf/default/rp_filter", "0"),
-        ])?;
+        underlay::set_ipv6(&netns, settings.ipv6)?;
+        underlay::set_forwarding(&netns, settings.ipv6)?;
         underlay::set_bridge_netfilter(&netns, settings.bridge_netfilter)?;
         underlay::connect(
             &settings.switch,
@@ -115,6 +112,7 @@ impl Node {
             config.segment,
             number,
             settings.underlay,
+            settings.ipv6,
         )?;
         if settings.services > 0 {
             let proxy = services::Proxy {
@@ -123,7 +121,6 @@ impl Node {
             };
             proxy.install(&netns, &services::filler(settings.services))?;
         }
-        let address = config.segment.address(number);
         let flanneld = match &config.role {
             Role::Agent(agent) => Flanneld::Agent(Agent::new(
                 settings,
@@ -132,9 +129,13 @@ impl Node {
                 &directory,
                 agent.clone(),
             )),
-            Role::Stock => {
-                Flanneld::Stock(Stock::new(settings, number, address, &netns, &directory))
-            }
+            Role::Stock => Flanneld::Stock(Stock::new(
+                settings,
+                number,
+                config.segment,
+                &netns,
+                &directory,
+            )),
             Role::Bare => Flanneld::Nobody,
         };
         Ok(Self {
@@ -142,6 +143,7 @@ impl Node {
             number,
             segment: config.segment,
             lab,
+            ipv6: settings.ipv6,
             lifetime: settings.lifetime,
             netns,
             directory,
@@ -169,6 +171,11 @@ impl Node {
     /// The address of its `eth0`.
     pub fn address(&self) -> Ipv4Addr {
         self.segment.address(self.number)
+    }
+
+    /// The IPv6 address of its `eth0`, in a dual-stack cluster.
+    pub fn address6(&self) -> Option<Ipv6Addr> {
+        self.ipv6.then(|| self.segment.address6(self.number))
     }
 
     /// Its namespace.
@@ -269,7 +276,7 @@ impl Node {
             self.next_pod.fetch_add(1, Ordering::Relaxed)
         );
         let netns = Netns::create_with(&self.lab.namespace(&name), self.lifetime)?;
-        underlay::silence(&netns)?;
+        underlay::set_ipv6(&netns, self.ipv6)?;
         process::run(Some(&netns), "ip", &["link", "set", "lo", "up"])?;
         Ok((name, netns))
     }
@@ -354,6 +361,11 @@ impl Pod {
     /// Its address.
     pub fn address(&self) -> Ipv4Addr {
         self.attachment.address
+    }
+
+    /// Its IPv6 address, in a dual-stack network.
+    pub fn address6(&self) -> Option<Ipv6Addr> {
+        self.attachment.address6
     }
 
     /// What the CNI plugin said about it: MAC address, gateway, host side of the veth.

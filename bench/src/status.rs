@@ -39,7 +39,7 @@ pub struct Status {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OwnLease {
-    /// The node's subnet in CIDR notation.
+    /// The node's subnet in CIDR notation; in dual stack both families' with a comma between.
     pub subnet: String,
     /// Seconds until the lease expires; absent for a reservation.
     pub expires_in_s: Option<i64>,

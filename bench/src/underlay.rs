@@ -1,16 +1,23 @@
 //! The network between the nodes: a switch, a second switch behind a router, and each node's `eth0`.
 //!
 //! One namespace plays the switches and the router: bridges `br0` (192.168.100.0/24) and `br1` (192.168.101.0/24), each
-//! with the address .254, and forwarding between them. etcd listens on the first. Every cluster has namespaces of its
-//! own, so addresses and ports are the same in all of them.
+//! with the address .254, and forwarding between them. etcd listens on the first. In a dual-stack
+//! cluster they have fd00:100::/64 and fd00:101::/64 too. Every cluster has namespaces of its own, so addresses and ports
+//! are the same in all of them.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use crate::{
     error::{Error, Result},
     netns::Netns,
     process,
 };
+
+/// The last host number: the router's.
+const ROUTER: u8 = 254;
 
 /// Where a node is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,9 +40,21 @@ impl Segment {
 
     /// The router's address, and etcd's on the first segment.
     pub fn gateway(self) -> Ipv4Addr {
-        /// The last host number.
-        const ROUTER: u8 = 254;
         self.address(ROUTER)
+    }
+
+    /// The IPv6 address of node number `host` on this segment, in a dual-stack cluster.
+    pub fn address6(self, host: u8) -> Ipv6Addr {
+        let network = match self {
+            Self::First => 0x100,
+            Self::Routed => 0x101,
+        };
+        Ipv6Addr::new(0xfd00, network, 0, 0, 0, 0, 0, host.into())
+    }
+
+    /// The router's IPv6 address.
+    pub fn gateway6(self) -> Ipv6Addr {
+        self.address6(ROUTER)
     }
 
     fn bridge(self) -> &'static str {
@@ -65,9 +84,15 @@ impl Default for Underlay {
     }
 }
 
-/// Keeps the kernel from sending IPv6 packets of its own accord in a namespace: a link that is made from now on gets no
-/// link-local address (mode 1), hence no duplicate detection, no router solicitation and no multicast report.
-pub(crate) fn silence(netns: &Netns) -> Result<()> {
+/// Says what IPv6 does in a namespace from now on.
+///
+/// With, addresses serve at once (no duplicate detection), and nobody asks for or believes routers. Without, the kernel
+/// sends no IPv6 packet of its own accord: a link gets no link-local address (mode 1), hence no duplicate detection, no
+/// router solicitation and no multicast report.
+pub(crate) fn set_ipv6(netns: &Netns, on: bool) -> Result<()> {
+    if on {
+        return enable_ipv6(netns);
+    }
     if !Path::new("/proc/sys/net/ipv6").exists() {
         return Ok(());
     }
@@ -77,7 +102,41 @@ pub(crate) fn silence(netns: &Netns) -> Result<()> {
     ])
 }
 
-/// Chooses whether a namespace shows bridged IPv4 packets to iptables.
+fn enable_ipv6(netns: &Netns) -> Result<()> {
+    const SETTINGS: [(&str, &str); 6] = [
+        ("disable_ipv6", "0"),
+        // Neighbour discovery of forwarded packets asks from the link-local address.
+        ("addr_gen_mode", "0"),
+        ("accept_dad", "0"),
+        ("dad_transmits", "0"),
+        ("accept_ra", "0"),
+        ("router_solicitations", "0"),
+    ];
+    for whose in ["all", "default"] {
+        for (name, value) in SETTINGS {
+            netns.sysctl(&[(&format!("net/ipv6/conf/{whose}/{name}"), value)])?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets a namespace forward, as nodes and the router do.
+pub(crate) fn set_forwarding(netns: &Netns, ipv6: bool) -> Result<()> {
+    netns.sysctl(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+    ])?;
+    if ipv6 {
+        netns.sysctl(&[
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv6/conf/default/forwarding", "1"),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Chooses whether a namespace shows bridged packets to iptables and ip6tables.
 ///
 /// # Errors
 /// If they are to be shown and the kernel has no bridge netfilter.
@@ -88,7 +147,13 @@ pub(crate) fn set_bridge_netfilter(netns: &Netns, on: bool) -> Result<()> {
         process::run(None, "modprobe", &["br_netfilter"]).ok();
     }
     match (Path::new(SETTINGS).exists(), on) {
-        (true, _) => netns.sysctl(&[("net/bridge/bridge-nf-call-iptables", if on { "1" } else { "0" })]),
+        (true, _) => {
+            let value = if on { "1" } else { "0" };
+            netns.sysctl(&[
+                ("net/bridge/bridge-nf-call-iptables", value),
+                ("net/bridge/bridge-nf-call-ip6tables", value),
+            ])
+        }
         (false, false) => Ok(()),
         (false, true) => Err(Error::Unsupported(
             "this kernel has no bridge netfilter: load the module br_netfilter, or build the cluster without".to_owned(),
@@ -97,13 +162,9 @@ pub(crate) fn set_bridge_netfilter(netns: &Netns, on: bool) -> Result<()> {
 }
 
 /// Makes the switch's namespace: bridges, addresses, forwarding.
-pub(crate) fn build_switch(switch: &Netns, underlay: Underlay) -> Result<()> {
-    silence(switch)?;
-    switch.sysctl(&[
-        ("net/ipv4/ip_forward", "1"),
-        ("net/ipv4/conf/all/rp_filter", "0"),
-        ("net/ipv4/conf/default/rp_filter", "0"),
-    ])?;
+pub(crate) fn build_switch(switch: &Netns, underlay: Underlay, ipv6: bool) -> Result<()> {
+    set_ipv6(switch, ipv6)?;
+    set_forwarding(switch, ipv6)?;
     // A switch does not show frames to netfilter.
     set_bridge_netfilter(switch, false)?;
     let mut batch = "link set lo up\n".to_owned();
@@ -114,6 +175,10 @@ pub(crate) fn build_switch(switch: &Netns, underlay: Underlay) -> Result<()> {
              address add {gateway}/24 dev {bridge}\n\
              link set {bridge} up\n"
         );
+        if ipv6 {
+            let gateway = segment.gateway6();
+            batch += &format!("address add {gateway}/64 dev {bridge} nodad\n");
+        }
     }
     ip_batch(switch, &batch)
 }
@@ -127,6 +192,7 @@ pub(crate) fn connect(
     segment: Segment,
     host: u8,
     underlay: Underlay,
+    ipv6: bool,
 ) -> Result<()> {
     let (bridge, mtu) = (segment.bridge(), underlay.mtu);
     ip_batch(
@@ -148,6 +214,16 @@ pub(crate) fn connect(
             segment.gateway()
         ),
     )?;
+    if ipv6 {
+        let (address, gateway) = (segment.address6(host), segment.gateway6());
+        ip_batch(
+            node,
+            &format!(
+                "address add {address}/64 dev eth0 nodad\n\
+                 route add default via {gateway}\n"
+            ),
+        )?;
+    }
     if !underlay.offloads {
         disable_offloads(switch, port)?;
         disable_offloads(node, "eth0")?;

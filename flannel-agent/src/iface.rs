@@ -204,10 +204,10 @@ impl Candidates {
     fn by_regex(&self, wanted: &Regex) -> Option<(&Link, Option<IpAddr>)> {
         let by_address = Family::ALL.into_iter().find_map(|family| {
             self.links.values().find_map(|link| {
-                let address = self.preferred(link.index, family)?;
-                wanted
-                    .is_match(&address.to_string())
-                    .then_some((link, Some(address)))
+                // Any of its addresses, as upstream's `matchIP`: the first is not the only one to ask for.
+                self.of_family(link.index, family)
+                    .find(|address| wanted.is_match(&address.to_string()))
+                    .map(|address| (link, Some(address)))
             })
         });
         by_address.or_else(|| {
@@ -220,11 +220,15 @@ impl Candidates {
 
     /// The address that stands for the interface.
     fn preferred(&self, index: u32, family: Family) -> Option<IpAddr> {
-        self.addresses
-            .get(&index)?
-            .iter()
+        self.of_family(index, family).next()
+    }
+
+    /// The interface's addresses of a family, the most suitable first.
+    fn of_family(&self, index: u32, family: Family) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.addresses.get(&index).into_iter().flatten();
+        addresses
             .map(IpNet::addr)
-            .find(|address| Family::of(*address) == family)
+            .filter(move |address| Family::of(*address) == family)
     }
 
     fn no_match(&self, option: &'static str, value: impl ToString) -> Error {

@@ -1,40 +1,58 @@
 //! A stock flannel node without flanneld: the same lease, device, entries and rules, made with etcdctl and iproute2
 //! as they were recorded from flanneld v0.28.9. Our nodes cannot tell the difference; tests use it as their peer.
 //!
-//! Backends `vxlan` and `host-gw`, IPv4. It follows lease changes when told to, by [`Stock::refresh`].
+//! Backends `vxlan` (with `DirectRouting`), `host-gw`, `ipip` and `udp`; IPv4 and dual stack. It follows lease changes
+//! when told to, by [`Stock::refresh`].
 
+mod devices;
 mod entries;
+mod lease_value;
 mod netconf;
+mod rules;
+mod udp;
 
 use std::{
     collections::BTreeMap,
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use crate::{
     cluster::Settings,
-    cni::SubnetEnv,
+    cni::{Env6, SubnetEnv},
     error::{Error, IoContext, Result},
     etcd::{Etcd, PREFIX},
-    lease::{Lease, Subnet},
+    lease::{self, Lease, Subnet, Subnet6},
     netns::Netns,
     process,
     stock::{
-        entries::{Commands, Verb},
-        netconf::{Backend, NetConf},
+        devices::Vtep,
+        entries::{Commands, Direct, Verb},
+        lease_value::Published,
+        netconf::{Kind, NetConf},
     },
-    underlay::{self, Underlay},
+    underlay::Segment,
 };
 
 /// Time to live of flannel's leases, in seconds.
 const LEASE_TTL: &str = "86400";
-/// What VXLAN over IPv4 adds to a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
-const VXLAN_OVERHEAD: u32 = 50;
 
-/// The kernel entries for a number of leases, as batches for `ip` and `bridge`.
+/// Whether a network has IPv6 too.
+pub fn is_dual_stack(network_config: &str) -> bool {
+    NetConf::parse(network_config).is_ok_and(|config| config.ipv6.is_some())
+}
+
+/// Why stock nodes of this network cannot be on this kernel, if so.
+///
+/// # Errors
+/// If the network config is malformed.
+pub fn missing(network_config: &str) -> Result<Option<String>> {
+    Ok(devices::missing(NetConf::parse(network_config)?.kind))
+}
+
+/// The kernel entries for a number of leases, as batches for `ip` and `bridge`. Every peer is tunnelled.
 pub struct Entries(Commands);
 
 impl Entries {
@@ -46,7 +64,7 @@ impl Entries {
         let config = NetConf::parse(network_config)?;
         let mut commands = Commands::default();
         for lease in leases {
-            commands.peer(Verb::Replace, &config.backend, lease.subnet, lease)?;
+            commands.peer(Verb::Replace, &config, lease, Direct::default())?;
         }
         Ok(Self(commands))
     }
@@ -65,11 +83,12 @@ impl Entries {
 pub struct Stock {
     number: u8,
     address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
     netns: Netns,
     etcd: Arc<Etcd>,
     subnet_file: PathBuf,
     network_config: String,
-    underlay: Underlay,
+    mtu: u32,
     state: Mutex<Option<State>>,
 }
 
@@ -77,27 +96,38 @@ pub struct Stock {
 #[derive(Debug)]
 struct State {
     subnet: Subnet,
+    subnet6: Option<Subnet6>,
     config: NetConf,
     /// The peers that the kernel has entries for.
-    peers: BTreeMap<Subnet, Lease>,
+    peers: BTreeMap<Subnet, Peer>,
+    /// Carries the packets of backend `udp`.
+    tunnel: Option<udp::Tunnel>,
+}
+
+/// Another node, and how it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Peer {
+    lease: Lease,
+    direct: Direct,
 }
 
 impl Stock {
     pub(crate) fn new(
         settings: &Settings,
         number: u8,
-        address: Ipv4Addr,
+        segment: Segment,
         netns: &Netns,
         directory: &Path,
     ) -> Self {
         Self {
             number,
-            address,
+            address: segment.address(number),
+            address6: settings.ipv6.then(|| segment.address6(number)),
             netns: netns.clone(),
             etcd: settings.etcd.clone(),
             subnet_file: directory.join("subnet.env"),
             network_config: settings.network.clone(),
-            underlay: settings.underlay,
+            mtu: settings.underlay.mtu,
             state: Mutex::new(None),
         }
     }
@@ -106,34 +136,38 @@ impl Stock {
     /// [`Stock::refresh`].
     ///
     /// # Errors
-    /// For backends other than `vxlan` and `host-gw`, or if a command fails.
+    /// For a backend that stock nodes or this kernel do not know, or if a command fails.
     pub fn start(&self) -> Result<()> {
         let config = NetConf::parse(&self.network_config)?;
-        let network: Subnet = config.network.parse()?;
-        let (value, mtu) = match config.backend.r#type.as_str() {
-            "vxlan" => {
-                let (vni, mac) = (config.backend.vni(), self.vtep_mac());
-                let data = format!(r#","BackendData":{{"VNI":{vni},"VtepMAC":"{mac}"}}"#);
-                (
-                    self.lease_value("vxlan", &data),
-                    self.underlay.mtu - VXLAN_OVERHEAD,
-                )
-            }
-            "host-gw" => (self.lease_value("host-gw", ""), self.underlay.mtu),
-            other => {
-                return Err(Error::Unsupported(format!(
-                    "stock nodes cannot do backend {other:?}"
-                )));
-            }
-        };
-        let subnet = self.claim(network, config.subnet_len, &value)?;
-        if config.backend.r#type == "vxlan" {
-            self.make_device(&config.backend, subnet, mtu)?;
+        devices::require(config.kind)?;
+        let macs = [self.vtep_mac(), self.vtep_mac6()];
+        let value = lease_value::text(
+            &config,
+            Published {
+                address: self.address,
+                address6: self.address6,
+                macs: [&macs[0], &macs[1]],
+            },
+        );
+        let (subnet, subnet6) = self.claim(&config, &value)?;
+        let mtu = self.mtu - config.kind.overhead();
+        let tunnel = self.make_devices(&config, subnet, subnet6, mtu)?;
+        rules::install(
+            &self.netns,
+            "iptables-restore",
+            &config.network,
+            &subnet,
+            "224.0.0.0/4",
+        )?;
+        let ipv6 = config.ipv6.zip(subnet6);
+        if let Some(((network, _), subnet)) = ipv6 {
+            let program = "ip6tables-restore";
+            rules::install(&self.netns, program, &network, &subnet, "ff00::/8")?;
         }
-        self.install_rules(network, subnet)?;
         let env = SubnetEnv {
-            network,
+            network: config.network,
             subnet,
+            ipv6: ipv6.map(|((network, _), subnet)| Env6 { network, subnet }),
             mtu,
             ip_masq: true,
         };
@@ -141,8 +175,10 @@ impl Stock {
             .context("write", self.subnet_file.display())?;
         *self.state() = Some(State {
             subnet,
+            subnet6,
             config,
             peers: BTreeMap::new(),
+            tunnel,
         });
         Ok(())
     }
@@ -158,31 +194,55 @@ impl Stock {
             subnet,
             config,
             peers,
-        } = state
-            .as_mut()
-            .ok_or_else(|| Error::Unsupported("the stock node is not started".to_owned()))?;
-        let wanted: BTreeMap<_, _> = leases
-            .into_iter()
-            .filter(|lease| lease.subnet != *subnet)
-            .filter(|lease| lease.value.backend_type.as_deref() == Some(&config.backend.r#type))
-            .map(|lease| (lease.subnet, lease))
-            .collect();
+            tunnel,
+            ..
+        } = state.as_mut().ok_or_else(not_started)?;
+        let mut wanted = BTreeMap::new();
+        for lease in leases {
+            let is_ours = config.kind.lease_type();
+            // Upstream's udp looks at nobody's type.
+            let is_known = is_ours.is_none() || lease.value.backend_type.as_deref() == is_ours;
+            if lease.subnet != *subnet && is_known {
+                let direct = self.direct(config, &lease)?;
+                wanted.insert(lease.subnet, Peer { lease, direct });
+            }
+        }
         let mut commands = Commands::default();
-        for (subnet, lease) in peers
-            .iter()
-            .filter(|(subnet, lease)| wanted.get(subnet) != Some(lease))
-        {
-            commands.peer(Verb::Delete, &config.backend, *subnet, lease)?;
-        }
-        for (subnet, lease) in wanted
-            .iter()
-            .filter(|(subnet, lease)| peers.get(subnet) != Some(lease))
-        {
-            commands.peer(Verb::Replace, &config.backend, *subnet, lease)?;
-        }
+        let mut collect = |verb, from: &BTreeMap<Subnet, Peer>, other: &BTreeMap<Subnet, Peer>| {
+            from.iter()
+                .filter(|(subnet, peer)| other.get(subnet) != Some(peer))
+                .try_for_each(|(_, peer)| commands.peer(verb, config, &peer.lease, peer.direct))
+        };
+        collect(Verb::Delete, peers, &wanted)?;
+        collect(Verb::Replace, &wanted, peers)?;
         commands.run(&self.netns)?;
+        if let Some(tunnel) = tunnel {
+            let peers = wanted.values().map(|peer| &peer.lease);
+            tunnel.set_peers(peers.map(|lease| (lease.subnet, lease.value.public_ip)));
+        }
         *peers = wanted;
         Ok(())
+    }
+
+    /// Whether a peer is reached by a plain route: if that is asked for and no gateway is on the way.
+    fn direct(&self, config: &NetConf, lease: &Lease) -> Result<Direct> {
+        if !config.backend.direct_routing {
+            return Ok(Direct::default());
+        }
+        let public6 = config.ipv6.and(lease.value.public_ipv6);
+        Ok(Direct {
+            ipv4: self.is_on_link(lease.value.public_ip.into())?,
+            ipv6: match public6 {
+                Some(address) => self.is_on_link(address.into())?,
+                None => false,
+            },
+        })
+    }
+
+    fn is_on_link(&self, address: IpAddr) -> Result<bool> {
+        let address = address.to_string();
+        let route = process::run(Some(&self.netns), "ip", &["route", "get", &address])?;
+        Ok(!route.contains(" via "))
     }
 
     /// Deletes the node's lease, as if it had expired. The kernel's state stays, as on a node whose flanneld is dead.
@@ -190,9 +250,18 @@ impl Stock {
     /// # Errors
     /// If the command fails.
     pub fn expire(&self) -> Result<()> {
-        let subnet = self.subnet()?;
-        self.etcd
-            .delete(&format!("{PREFIX}/subnets/{}", subnet.key()))
+        let key = self.key()?;
+        self.etcd.delete(&key)
+    }
+
+    /// The key of the node's lease.
+    ///
+    /// # Errors
+    /// If the node is not started.
+    pub fn key(&self) -> Result<String> {
+        let state = self.state();
+        let state = state.as_ref().ok_or_else(not_started)?;
+        Ok(lease_key(state.subnet, state.subnet6))
     }
 
     /// The node's subnet.
@@ -201,10 +270,7 @@ impl Stock {
     /// If the node is not started.
     pub fn subnet(&self) -> Result<Subnet> {
         let state = self.state();
-        state
-            .as_ref()
-            .map(|state| state.subnet)
-            .ok_or_else(|| Error::Unsupported("the stock node is not started".to_owned()))
+        Ok(state.as_ref().ok_or_else(not_started)?.subnet)
     }
 
     /// MAC address of its VXLAN device: locally administered, unicast, made from the node's number.
@@ -212,18 +278,16 @@ impl Stock {
         format!("0e:de:d4:9c:3c:{:02x}", self.number)
     }
 
-    fn lease_value(&self, backend: &str, data: &str) -> String {
-        format!(
-            r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"{backend}"{data}}}"#,
-            self.address
-        )
+    /// MAC address of its VXLAN device for IPv6.
+    pub fn vtep_mac6(&self) -> String {
+        format!("0e:de:d4:9c:3d:{:02x}", self.number)
     }
 
-    /// Publishes the lease for the first free subnet from the end of the network; agents choose at random, so the
-    /// compare-and-swap may have to be tried again.
-    fn claim(&self, network: Subnet, length: u8, value: &str) -> Result<Subnet> {
+    /// Publishes the lease for the first free subnet from the end of the network; agents choose from the beginning, but
+    /// other stock nodes do not, so the compare-and-swap may have to be tried again.
+    fn claim(&self, config: &NetConf, value: &str) -> Result<(Subnet, Option<Subnet6>)> {
         let granted = self.etcd.ctl(&["lease", "grant", LEASE_TTL])?;
-        let lease = granted
+        let id = granted
             .split_ascii_whitespace()
             .nth(1)
             .ok_or_else(|| Error::Parse {
@@ -231,83 +295,67 @@ impl Stock {
                 reason: "no lease id".to_owned(),
                 text: granted.clone(),
             })?;
-        let step = 1_usize << (u32::BITS - u32::from(length));
-        let (first, size) = (
-            network.address.to_bits(),
-            u32::try_from(network.size()).unwrap_or(u32::MAX),
-        );
-        // The first subnet of the network is never given out, as in upstream's default of SubnetMin.
-        for first in (first..first + size).step_by(step).skip(1).rev() {
-            let subnet = Subnet {
-                address: Ipv4Addr::from(first),
-                length,
-            };
-            let key = format!("{PREFIX}/subnets/{}", subnet.key());
-            let quoted = value.replace('"', "\\\"");
+        let quoted = value.replace('"', "\\\"");
+        let taken: Vec<_> = self.etcd.leases()?;
+        for (subnet, subnet6) in candidates(config) {
+            if taken.iter().any(|lease| lease.subnet == subnet) {
+                continue;
+            }
+            let key = lease_key(subnet, subnet6);
             let transaction =
-                format!("ver(\"{key}\") = \"0\"\n\nput {key} \"{quoted}\" --lease={lease}\n\n\n");
+                format!("ver(\"{key}\") = \"0\"\n\nput {key} \"{quoted}\" --lease={id}\n\n\n");
             if self
                 .etcd
                 .ctl_with_input(&["txn"], &transaction)?
                 .starts_with("SUCCESS")
             {
-                return Ok(subnet);
+                return Ok((subnet, subnet6));
             }
         }
+        let network = config.network;
         Err(Error::Unsupported(format!("no free subnet in {network}")))
     }
 
-    fn make_device(&self, backend: &Backend, subnet: Subnet, mtu: u32) -> Result<()> {
-        let (vni, port, mac, local, address) = (
-            backend.vni(),
-            backend.port(),
-            self.vtep_mac(),
-            self.address,
-            subnet.address,
-        );
-        underlay::ip_batch(
-            &self.netns,
-            &format!(
-                "link add flannel.{vni} address {mac} mtu {mtu} txqueuelen 0 type vxlan id {vni} local {local} dev eth0 \
-                 dstport {port} nolearning\n\
-                 address add {address}/32 dev flannel.{vni}\n\
-                 link set flannel.{vni} up\n"
-            ),
-        )?;
-        // Upstream ignores errors here, too: the kernel may have no IPv6.
-        let accept_ra = format!("net/ipv6/conf/flannel.{vni}/accept_ra");
-        self.netns.sysctl(&[(&accept_ra, "0")]).ok();
-        Ok(())
-    }
-
-    fn install_rules(&self, network: Subnet, subnet: Subnet) -> Result<()> {
-        const MASQ: &str = r#"-m comment --comment "flanneld masq""#;
-        const FORWARD: &str = r#"-m comment --comment "flanneld forward""#;
-        let rules = format!(
-            "*filter\n\
-             :FLANNEL-FWD - [0:0]\n\
-             -A FORWARD {FORWARD} -j FLANNEL-FWD\n\
-             -A FLANNEL-FWD -s {network} {FORWARD} -j ACCEPT\n\
-             -A FLANNEL-FWD -d {network} {FORWARD} -j ACCEPT\n\
-             COMMIT\n\
-             *nat\n\
-             :FLANNEL-POSTRTG - [0:0]\n\
-             -A POSTROUTING {MASQ} -j FLANNEL-POSTRTG\n\
-             -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {MASQ} -j RETURN\n\
-             -A FLANNEL-POSTRTG -s {subnet} -d {network} {MASQ} -j RETURN\n\
-             -A FLANNEL-POSTRTG -s {network} -d {subnet} {MASQ} -j RETURN\n\
-             -A FLANNEL-POSTRTG ! -s {network} -d {subnet} {MASQ} -j RETURN\n\
-             -A FLANNEL-POSTRTG -s {network} ! -d 224.0.0.0/4 {MASQ} -j MASQUERADE --random-fully\n\
-             -A FLANNEL-POSTRTG ! -s {network} -d {network} {MASQ} -j MASQUERADE --random-fully\n\
-             COMMIT\n"
-        );
-        process::run_with_input(
-            Some(&self.netns),
-            "iptables-restore",
-            &["--noflush", "--wait"],
-            &rules,
-        )
-        .map(drop)
+    fn make_devices(
+        &self,
+        config: &NetConf,
+        subnet: Subnet,
+        subnet6: Option<Subnet6>,
+        mtu: u32,
+    ) -> Result<Option<udp::Tunnel>> {
+        let backend = &config.backend;
+        match config.kind {
+            Kind::HostGw => Ok(None),
+            Kind::Ipip => {
+                devices::make_ipip(&self.netns, self.address, subnet, mtu)?;
+                Ok(None)
+            }
+            Kind::Udp => {
+                let local = SocketAddrV4::new(self.address, backend.udp_port());
+                udp::Tunnel::start(&self.netns, config.network, subnet, local, mtu).map(Some)
+            }
+            Kind::Vxlan => {
+                let vtep = Vtep {
+                    name: devices::vxlan(backend),
+                    mac: self.vtep_mac(),
+                    local: self.address.into(),
+                    address: devices::own(subnet),
+                    mtu,
+                };
+                devices::make_vxlan(&self.netns, backend, &vtep)?;
+                if let (Some(subnet6), Some(address6)) = (subnet6, self.address6) {
+                    let vtep = Vtep {
+                        name: devices::vxlan6(backend),
+                        mac: self.vtep_mac6(),
+                        local: address6.into(),
+                        address: devices::own6(subnet6),
+                        mtu,
+                    };
+                    devices::make_vxlan(&self.netns, backend, &vtep)?;
+                }
+                Ok(None)
+            }
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, Option<State>> {
@@ -315,4 +363,37 @@ impl Stock {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn lease_key(subnet: Subnet, subnet6: Option<Subnet6>) -> String {
+    format!("{PREFIX}/subnets/{}", lease::key(subnet, subnet6))
+}
+
+fn not_started() -> Error {
+    Error::Unsupported("the stock node is not started".to_owned())
+}
+
+/// The subnets that a node may take, from the end of the network; IPv6's counted from its network's end alike. The
+/// first of the network is never given out, as in upstream's default of `SubnetMin`.
+fn candidates(config: &NetConf) -> impl Iterator<Item = (Subnet, Option<Subnet6>)> {
+    let length = config.subnet_length;
+    let step = 1_usize << (u32::BITS - u32::from(length));
+    let first = config.network.address.to_bits();
+    let size = u32::try_from(config.network.size()).unwrap_or(u32::MAX);
+    let subnets = (first..first + size).step_by(step).skip(1).rev();
+    subnets.zip(1_u128..).map(move |(first, back)| {
+        let subnet = Subnet {
+            address: Ipv4Addr::from(first),
+            length,
+        };
+        let subnet6 = config.ipv6.map(|(network, length)| {
+            let end = 1_u128 << (u128::BITS - u32::from(network.length));
+            let step = 1_u128 << (u128::BITS - u32::from(length));
+            Subnet6 {
+                address: network.host(end - back * step),
+                length,
+            }
+        });
+        (subnet, subnet6)
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use rustix::{
 use crate::{
     error::{Error, IoContext, Result},
     netns::Netns,
-    traffic::Host,
+    traffic::{Host, any},
 };
 
 /// How long the server waits for the next request of a connection.
@@ -42,13 +42,21 @@ pub struct EchoServer {
 }
 
 impl EchoServer {
-    /// Starts a server in a namespace, on all its addresses and a free port.
+    /// Starts a server in a namespace, on all its IPv4 addresses and a free port.
     ///
     /// # Errors
     /// If no port can be opened.
     pub fn start(netns: &Netns) -> Result<Self> {
+        Self::start_for(netns, Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    /// The same on all addresses of the family that `address` is of.
+    ///
+    /// # Errors
+    /// If no port can be opened.
+    pub fn start_for(netns: &Netns, address: IpAddr) -> Result<Self> {
         let (listener, socket) = netns
-            .run(open)?
+            .run(|| open(any(address)))?
             .context("open echo ports in", netns.name())?;
         let port = listener.local_addr().context("query", "socket")?.port();
         let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make", "event descriptor")?;
@@ -75,12 +83,11 @@ impl Drop for EchoServer {
 }
 
 /// Opens the same port for both transports; another socket may have the UDP port of a free TCP port.
-fn open() -> io::Result<(TcpListener, UdpSocket)> {
+fn open(any: IpAddr) -> io::Result<(TcpListener, UdpSocket)> {
     const ATTEMPTS: usize = 16;
-    let any = (Ipv4Addr::UNSPECIFIED, 0);
     let attempt = || {
-        let listener = TcpListener::bind(any)?;
-        let socket = UdpSocket::bind((any.0, listener.local_addr()?.port()))?;
+        let listener = TcpListener::bind((any, 0))?;
+        let socket = UdpSocket::bind((any, listener.local_addr()?.port()))?;
         listener.set_nonblocking(true)?;
         socket.set_nonblocking(true)?;
         Ok((listener, socket))
@@ -213,7 +220,7 @@ impl Client {
                 Ok(Self::Tcp(stream))
             }
             Transport::Udp => {
-                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                let socket = UdpSocket::bind((any(to.ip()), 0))?;
                 socket.connect(to)?;
                 socket.set_read_timeout(Some(limit))?;
                 Ok(Self::Udp(socket))

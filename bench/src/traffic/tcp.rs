@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     sync::{
         Arc,
@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     error::{IoContext, Result},
-    traffic::Host,
+    traffic::{Host, any},
 };
 
 /// How long connecting may take.
@@ -105,10 +105,10 @@ impl TcpFlow {
     pub fn start(from: &dyn Host, to: &dyn Host, plan: TcpPlan) -> Result<Self> {
         let listener = to
             .netns()
-            .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?
+            .run(|| TcpListener::bind((any(to.ip()), 0)))?
             .context("listen in", to.netns().name())?;
         let port = listener.local_addr().context("query", "socket")?.port();
-        let target = SocketAddr::from((to.address(), port));
+        let target = SocketAddr::from((to.ip(), port));
         let source = from
             .netns()
             .run(|| TcpStream::connect_timeout(&target, CONNECT_LIMIT))?

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::Ipv4Addr,
+    net::IpAddr,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -23,7 +23,7 @@ pub struct PingPlan {
     pub count: u32,
     /// Time between two requests.
     pub interval: Duration,
-    /// Bytes behind the ICMP header; the IPv4 packet is 28 bytes longer.
+    /// Bytes behind the ICMP header; an IPv4 packet is 28 bytes longer, an IPv6 packet 48.
     pub size: usize,
     /// Whether to forbid fragmentation on the way (`-M do`).
     pub dont_fragment: bool,
@@ -62,7 +62,7 @@ pub struct PingReport {
 ///
 /// # Errors
 /// If `ping` cannot be run.
-pub fn ping(from: &Netns, to: Ipv4Addr, plan: PingPlan) -> Result<PingReport> {
+pub fn ping(from: &Netns, to: impl Into<IpAddr>, plan: PingPlan) -> Result<PingReport> {
     let mut command = Command::new("ping");
     command
         .args(["-n", "-c", &plan.count.to_string()])
@@ -72,7 +72,7 @@ pub fn ping(from: &Netns, to: Ipv4Addr, plan: PingPlan) -> Result<PingReport> {
     if plan.dont_fragment {
         command.args(["-M", "do"]);
     }
-    command.arg(to.to_string());
+    command.arg(to.into().to_string());
     /// `ping` ends with this status when answers are missing.
     const UNANSWERED: i32 = 1;
     match process::run_command(Some(from), &mut command, "") {
@@ -194,7 +194,7 @@ pub fn iperf3(from: &dyn Host, to: &dyn Host, plan: IperfPlan) -> Result<IperfRe
     client.args([
         "-J",
         "-c",
-        &to.address().to_string(),
+        &to.ip().to_string(),
         "-t",
         &plan.seconds.to_string(),
         "-P",

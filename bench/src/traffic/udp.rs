@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     error::{Error, IoContext, Result},
-    traffic::Host,
+    traffic::{Host, any},
 };
 
 /// Bytes before the pattern: the sequence number, big-endian.
@@ -89,7 +89,7 @@ impl UdpFlow {
         }
         let sink = bind(to)?;
         let target = SocketAddr::from((
-            to.address(),
+            to.ip(),
             sink.local_addr().context("query", "socket")?.port(),
         ));
         let source = bind(from)?;
@@ -154,7 +154,7 @@ fn bind(host: &dyn Host) -> Result<UdpSocket> {
     let name = host.netns().name();
     let socket = host
         .netns()
-        .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?
+        .run(|| UdpSocket::bind((any(host.ip()), 0)))?
         .context("open UDP socket in", name)?;
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)
         .context("size socket in", name)?;

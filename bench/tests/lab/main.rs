@@ -3,6 +3,7 @@
 mod clusters;
 mod endings;
 mod remote;
+mod stock;
 mod traffic;
 
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     if let Some(keep) = std::env::var_os(CHILD_VARIABLE) {
         return endings::stay_up(keep == KEEP);
     }
-    let tests: [(&str, Test); 15] = [
+    let tests: [(&str, Test); 21] = [
         ("a_signal_leaves_nothing", endings::after_a_signal),
         (
             "leftovers_of_a_killed_process_go_with_the_next_start",
@@ -42,6 +43,18 @@ fn main() -> ExitCode {
         (
             "stock_host_gw_nodes_reach_each_other_with_service_rules",
             clusters::stock_host_gw,
+        ),
+        ("stock_vxlan_nodes_in_dual_stack", stock::vxlan_dual),
+        (
+            "stock_nodes_mix_tunnels_and_direct_routes",
+            stock::direct_routing,
+        ),
+        ("stock_host_gw_nodes_in_dual_stack", stock::host_gw_dual),
+        ("stock_udp_nodes_reach_each_other", stock::udp),
+        ("stock_ipip_nodes_reach_each_other", stock::ipip),
+        (
+            "stock_leases_are_upstreams_byte_by_byte",
+            stock::leases_are_upstreams,
         ),
         ("stock_nodes_follow_leases", clusters::stock_follows_leases),
         (
@@ -80,7 +93,8 @@ fn main() -> ExitCode {
         println!("skipped: tests of agents need {AGENT_VARIABLE}=<path of flannel-agent>");
     }
     let trials = tests.into_iter().map(|(name, test)| {
-        let runs = root && (has_agent || !name.starts_with("agents_"));
+        let lacks = root && name.starts_with("stock_ipip") && stock::lacks_ipip();
+        let runs = root && !lacks && (has_agent || !name.starts_with("agents_"));
         Trial::test(name, move || {
             test().map_err(|error| Failed::from(error.to_string()))
         })

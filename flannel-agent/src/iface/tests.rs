@@ -108,6 +108,11 @@ fn a_regex_meets_addresses_before_names() {
         choose(regex("^eth[01]$")),
         chosen("eth0", "192.168.1.1", "192.168.1.1")
     );
+    // Not only with the one that stands for the interface.
+    assert_eq!(
+        choose(regex("^192\\.168\\.1\\.9$")),
+        chosen("eth0", "192.168.1.9", "192.168.1.9")
+    );
     let both = Options {
         iface: vec!["eth1".into()],
         ..regex("eth0")

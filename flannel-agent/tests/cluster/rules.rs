@@ -10,7 +10,7 @@ use crate::cleanup::cleanup;
 use crate::support::{Outcome, PROMPT, Setting, eventually, shell, udp_arrives, with_cluster};
 
 /// What `iptables-save` shows on a node with flanneld v0.28.9 and `--ip-masq`; `SUBNET` is the node's.
-const IPTABLES: &str = r#"-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+pub(crate) const IPTABLES: &str = r#"-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
 -A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
 -A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
 -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
@@ -23,7 +23,7 @@ const IPTABLES: &str = r#"-A FORWARD -m comment --comment "flanneld forward" -j 
 "#;
 
 /// What `nft list table ip flannel-ipv4` shows there with `EnableNFTables`.
-const NFTABLES: &str = r#"table ip flannel-ipv4 {
+pub(crate) const NFTABLES: &str = r#"table ip flannel-ipv4 {
 	comment "rules for flannel-ipv4"
 	chain postrtg {
 		comment "chain to manage traffic masquerading by flannel"
@@ -267,7 +267,7 @@ pub(crate) fn missing_tool(setting: Setting) -> Outcome {
 }
 
 /// Waits, for longer than the agent's interval between two looks, until both tools list just this.
-fn rules_become(node: &Node, iptables: &str, nftables: &str) -> Outcome {
+pub(crate) fn rules_become(node: &Node, iptables: &str, nftables: &str) -> Outcome {
     const LIMIT: Duration = Duration::from_secs(10);
     eventually("the rules", LIMIT, || {
         let (old, new) = (iptables_rules(node)?, nftables_rules(node)?);

@@ -40,6 +40,9 @@ pub struct Options {
     /// Only clusters of network namespaces.
     #[arg(long)]
     cluster: bool,
+    /// Only what upstream's tests and users ask of flannel.
+    #[arg(long)]
+    conformance: bool,
     /// Only the benchmark, quick.
     #[arg(long)]
     benchmark: bool,
@@ -49,7 +52,7 @@ pub struct Options {
     /// Test what is shipped, optimised; slower to build.
     #[arg(long)]
     release: bool,
-    /// How many cluster tests run at a time [default: one per core]
+    /// How many tests of clusters run at a time [default: one per core]
     #[arg(long, value_name = "N")]
     test_threads: Option<usize>,
     /// Only tests whose name contains this.
@@ -64,6 +67,7 @@ impl Options {
             (self.unit, Suite::Unit),
             (self.bpf, Suite::Bpf),
             (self.cluster, Suite::Cluster),
+            (self.conformance, Suite::Conformance),
             (self.benchmark, Suite::Benchmark),
             (self.vm, Suite::Vm),
         ];
@@ -87,6 +91,8 @@ pub enum Suite {
     Bpf,
     /// Clusters of network namespaces.
     Cluster,
+    /// Upstream's own checks and its users' faults, one test each, in such clusters.
+    Conformance,
     /// The benchmark.
     Benchmark,
     /// Other kernels in virtual machines.
@@ -94,9 +100,14 @@ pub enum Suite {
 }
 
 impl Suite {
+    /// Whether its tests build clusters, and take their time.
+    fn has_clusters(self) -> bool {
+        matches!(self, Self::Cluster | Self::Conformance)
+    }
+
     /// Whether its tests need root.
     fn is_privileged(self) -> bool {
-        matches!(self, Self::Bpf | Self::Cluster)
+        matches!(self, Self::Bpf | Self::Cluster | Self::Conformance)
     }
 }
 
@@ -107,6 +118,7 @@ impl fmt::Display for Suite {
             Self::Unit => "unit",
             Self::Bpf => "bpf",
             Self::Cluster => "cluster",
+            Self::Conformance => "conformance",
             Self::Benchmark => "benchmark",
             Self::Vm => "vm",
         })
@@ -189,13 +201,13 @@ fn complaint(reports: &[Report], filtered: bool) -> Option<String> {
 /// The table of suites, the names of what failed and what was skipped, and the closing line.
 fn summary(reports: &[Report], complaint: Option<&str>) -> String {
     let mut text = format!(
-        "\n{:10}{:>8}{:>8}{:>8}{:>10}\n",
+        "\n{:12}{:>8}{:>8}{:>8}{:>10}\n",
         "SUITE", "PASSED", "FAILED", "SKIPPED", "TIME"
     );
     let mut total = Tally::default();
     for report in reports {
         text += &format!(
-            "{:10}{:>8}{:>8}{:>8}{:>8.1} s\n",
+            "{:12}{:>8}{:>8}{:>8}{:>8.1} s\n",
             report.suite,
             report.tally.passed,
             report.tally.failed.len(),
@@ -260,9 +272,9 @@ mod tests {
         let text = summary(&reports, Some("the test run: 1 failed"));
         assert_eq!(
             text,
-            "\nSUITE       PASSED  FAILED SKIPPED      TIME\n\
-             unit           120       0       0     1.2 s\n\
-             cluster          3       1       1     1.2 s\n\
+            "\nSUITE         PASSED  FAILED SKIPPED      TIME\n\
+             unit             120       0       0     1.2 s\n\
+             cluster            3       1       1     1.2 s\n\
              skipped: cluster: wireguard: not root\n\
              failed: cluster: vxlan_ping\n\
              failed: the test run: 1 failed\n\

@@ -23,6 +23,8 @@ use crate::{
 
 /// The integration test that runs BPF programs on single packets. All others need clusters.
 const BPF_TARGET: &str = "programs";
+/// The integration test of what upstream's tests and users ask for.
+const CONFORMANCE_TARGET: &str = "conformance";
 
 /// A runner that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -105,6 +107,7 @@ impl<'a> Runners<'a> {
             suite
                 == match (&*program.kind, &*program.name) {
                     ("test", BPF_TARGET) => Suite::Bpf,
+                    ("test", CONFORMANCE_TARGET) => Suite::Conformance,
                     ("test", _) => Suite::Cluster,
                     _ => Suite::Unit,
                 }
@@ -124,7 +127,7 @@ impl<'a> Runners<'a> {
             ("CARGO_MANIFEST_DIR", package.to_owned()),
             (OBJECT_VARIABLE, object.to_owned()),
         ];
-        if suite == Suite::Cluster {
+        if suite.has_clusters() {
             variables.push((AGENT_VARIABLE, self.agent()?));
             variables.push((BROKEN_VARIABLE, self.broken.to_owned()));
         }
@@ -145,7 +148,7 @@ impl<'a> Runners<'a> {
             .current_dir(package)
             .env_remove("LD_LIBRARY_PATH")
             .args(&options.filter);
-        if suite == Suite::Cluster {
+        if suite.has_clusters() {
             let cores = thread::available_parallelism().map_or(1, usize::from);
             let threads = options.test_threads.unwrap_or(cores);
             command.arg(format!("--test-threads={threads}"));
@@ -178,7 +181,7 @@ fn follow(name: &str, suite: Suite, command: &mut Command) -> Result<Tally> {
     let mut held = String::new();
     let status = command::lines(command, LIMIT, |line| {
         reader.line(line);
-        if suite == Suite::Cluster {
+        if suite.has_clusters() {
             println!("  {line}");
         } else {
             held += line;
