@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use flannel_common::wire::{
     Be16, Packet as _,
+    ip::IpHeader as _,
     ipv4::{self, Ipv4},
 };
 
