@@ -176,7 +176,7 @@ impl Reconciler {
                         self.observed.fdb.get(&(index, mac)) == Some(&entry)
                     }
                 };
-                dirty.neighbours |= self.is_tunnel(index) && known == gone;
+                dirty.neighbours |= known == gone && self.is_tunnel(index);
             }
             // Only the fast path goes past it.
             Event::TrafficControl => dirty.pods |= self.settings.fast_path,
