@@ -20,9 +20,9 @@ use super::{
 };
 use ipnet::IpNet;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
-/// `RTNLGRP_IPV6_ROUTE` (include/uapi/linux/rtnetlink.h).
-const GROUPS: [u32; 7] = [1, 3, 4, 5, 7, 9, 11];
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`,
+/// `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`, `RTNLGRP_IPV6_RULE` (include/uapi/linux/rtnetlink.h).
+const GROUPS: [u32; 9] = [1, 3, 4, 5, 7, 8, 9, 11, 19];
 /// `XFRMNLGRP_POLICY` (include/uapi/linux/xfrm.h).
 const POLICY_GROUP: u32 = 4;
 /// `RTM_NEWQDISC` up to `RTM_GETTFILTER`: disciplines, their classes and filters (include/uapi/linux/rtnetlink.h).
@@ -39,7 +39,7 @@ pub enum Event {
     Link(u32),
     /// A route of the main table: destination, route, whether it is gone.
     Route(IpNet, Route, bool),
-    /// A route of another form.
+    /// A route of another form, or a rule of policy routing.
     OtherRoute,
     /// A neighbour or FDB entry: index of its interface, the entry, whether it is gone.
     Neighbour(u32, Neighbour, bool),
@@ -198,6 +198,7 @@ fn event(message: &RouteNetlinkMessage, namespace: Option<i32>) -> Option<Event>
             Some((net, value)) => Event::Route(net, value, matches!(message, M::DelRoute(_))),
             None => Event::OtherRoute,
         }),
+        M::NewRule(_) | M::DelRule(_) => Some(Event::OtherRoute),
         M::NewNeighbour(entry) | M::DelNeighbour(entry) => {
             let (index, neighbour) = decode::neighbour(entry)?;
             Some(Event::Neighbour(

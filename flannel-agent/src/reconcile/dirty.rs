@@ -39,6 +39,27 @@ impl Dirty {
         }
     }
 
+    /// Everything that a lost event may have been about, but for how the kernel reaches the peers: to ask that of each is
+    /// the most costly of all, and `hops` says whether it is due.
+    pub fn resync(hops: bool) -> Self {
+        Self { hops, ..Self::all() }
+    }
+
+    /// What either says.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            leases: self.leases | other.leases,
+            changes: self.changes | other.changes,
+            links: self.links | other.links,
+            routes: self.routes | other.routes,
+            neighbours: self.neighbours | other.neighbours,
+            hops: self.hops | other.hops,
+            pods: self.pods | other.pods,
+            ipsec: self.ipsec | other.ipsec,
+            status: self.status | other.status,
+        }
+    }
+
     /// Whether anything is.
     pub fn any(&self) -> bool {
         *self != Self::default()

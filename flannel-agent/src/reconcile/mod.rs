@@ -31,6 +31,8 @@ use crate::{fastpath, kernel::events::Events, lease, metrics::COUNTERS};
 /// All is read again at this interval, in case an event was missed; upstream's for routes.
 const RESYNC: Duration = Duration::from_secs(10);
 
+/// How many of these go by until the kernel is asked again how it reaches each peer.
+const HOPS_EVERY: u32 = 6;
 /// How often within its heartbeat the fast path must be shown a sign of life at least: a late one is none lost.
 const BEATS: u32 = 4;
 /// Passes that read the kernel's state keep this distance, so that a burst of events costs one pass.
@@ -78,6 +80,7 @@ pub struct Inputs {
 pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Result<()> {
     let mut timer = interval(RESYNC.min(reconciler.heartbeat() / BEATS));
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks: u32 = 0;
     let mut dirty = Dirty::all();
     let mut last_read = Instant::now() - DEBOUNCE;
     let mut retry = RETRY_MIN;
@@ -135,7 +138,10 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
                 let _ = done.send(());
             }
             () = inputs.rules.changed() => dirty.status = true,
-            _ = timer.tick() => dirty = Dirty::all(),
+            _ = timer.tick() => {
+                ticks += 1;
+                dirty = dirty.or(Dirty::resync(ticks % HOPS_EVERY == 0));
+            }
             () = wait(due) => if !dirty.any() {
                 dirty = Dirty::all();
             },
