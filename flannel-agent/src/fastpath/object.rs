@@ -131,3 +131,26 @@ fn forget_another_size(pin: &Path, room: u32) {
         let _ = std::fs::remove_file(pin);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn without_ipv6_its_maps_have_no_room_and_others_all() {
+        let room = |ipv6| -> BTreeMap<_, _> { Room { flows: 7, ipv6 }.maps().collect() };
+        let (with, without) = (room(true), room(false));
+        assert_eq!((with["FLOWS"], with["FLOWS_V6"]), (7, 7));
+        assert_eq!((without["FLOWS"], without["FLOWS_V6"]), (7, NO_ROOM));
+        assert!(with.keys().eq(without.keys()));
+        for (name, room) in MAPS_V6 {
+            assert_eq!((with[name], without[name]), (room, NO_ROOM), "{name}");
+        }
+        // Those that are pinned are those that are made anew when their room changes.
+        let of_ipv6 = MAPS.iter().filter(|name| name.ends_with("_V6"));
+        assert_eq!(of_ipv6.count(), MAPS_V6.len() + 1);
+        assert!(with.keys().all(|name| MAPS.contains(name)));
+    }
+}

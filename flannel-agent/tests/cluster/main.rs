@@ -21,6 +21,7 @@ mod floods;
 mod flow;
 mod flows;
 mod headers;
+mod ipv6;
 mod ipvs;
 mod kernels;
 mod legs;
@@ -63,7 +64,7 @@ use lab::signals;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use suites::{
     CAUGHT, CNI, CONTROL, EVERYWHERE, FAST, FAST_VXLAN, FLOW, FLOW_ALONE, FLOW_LIFE, FLOW_TRAFFIC,
-    Lacks, MARKED, MARKS, RULED, SPECIAL, SPECIAL_RULED, TRAFFIC, Test, VXLAN,
+    IPV6, Lacks, MARKED, MARKS, RULED, SPECIAL, SPECIAL_RULED, TRAFFIC, Test, VXLAN,
 };
 use support::{Backend, Path, Setting, Skipped};
 
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
             let flow_traffic = flow.map(|_| FLOW_TRAFFIC);
             let life = flow.map(|_| FLOW_LIFE);
             let marks = flow.map(|_| MARKS);
+            let ipv6 = flow.map(|_| IPV6);
             let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let traffic = ruled.map(|_| TRAFFIC);
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
                 life,
                 marks,
                 alone,
+                ipv6,
                 ruled,
                 traffic,
             ];
@@ -121,7 +124,7 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = [RULED, FLOW, MARKS, MARKED].into_iter().flatten();
+        let tests = [RULED, FLOW, MARKS, MARKED, IPV6].into_iter().flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
         let read = Setting {
             mark: false,

@@ -5,8 +5,8 @@ use lab::services::Form;
 use crate::support::{Outcome, Setting};
 use crate::{
     away, blackholes, bypass, cleanup, cni, comparison, config, declined, differential, escape,
-    fallback, floods, flow, flows, headers, ipvs, kernels, life, marks, matrix, members, mixed,
-    mtu, nodes, offloads, order, permission, policies, process, repair, restart, routes,
+    fallback, floods, flow, flows, headers, ipv6, ipvs, kernels, life, marks, matrix, members,
+    mixed, mtu, nodes, offloads, order, permission, policies, process, repair, restart, routes,
     rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers, window, wire,
     xdp,
 };
@@ -79,6 +79,35 @@ pub(crate) const CNI: &[(&str, Test)] = &[
     ("cni_delegates_get_upstreams_bytes", cni::exchanged),
     ("cni_status_and_gc_are_passed_on", cni::passed_on),
     ("cni_errors_are_the_specifications", cni::errors),
+];
+
+/// Tests of IPv6 beside IPv4, where flows need permission.
+pub(crate) const IPV6: &[(&str, Test)] = &[
+    (
+        "ipv6_streams_are_fast_and_in_order",
+        ipv6::streams_are_fast_and_in_order,
+    ),
+    (
+        "ipv6_datagrams_turn_fast_when_assured",
+        ipv6::datagrams_turn_fast_when_assured,
+    ),
+    (
+        "ipv6_connections_close_properly",
+        ipv6::connections_close_properly,
+    ),
+    (
+        "ipv6_rewritten_flows_are_the_kernels",
+        ipv6::rewritten_flows_are_the_kernels,
+    ),
+    ("ipv6_revoked_flows_end", ipv6::revoked_flows_end),
+    (
+        "ipv6_frames_are_those_that_the_kernel_sends",
+        ipv6::frames_are_those_that_the_kernel_sends,
+    ),
+    (
+        "ipv6_what_is_declined_the_kernel_carries",
+        ipv6::what_is_declined_the_kernel_carries,
+    ),
 ];
 
 /// Tests of what does not depend on the path.
