@@ -90,6 +90,9 @@ impl Engine {
             flows: options.flows,
             ipv6: options.ipv6,
         };
+        let new = !object::MAPS
+            .iter()
+            .any(|name| pins.maps().join(name).exists());
         let mut bpf =
             object::load(&object, &facts, room, Some(&pins.maps())).map_err(|source| {
                 Error::Object {
@@ -98,7 +101,7 @@ impl Engine {
             })?;
         tier::load_programs(&mut bpf)?;
         let egress = tier::egress(&mut bpf, options.egress);
-        let tables = Tables::adopt(&mut bpf)?;
+        let tables = Tables::adopt(&mut bpf, new)?;
         let attach = match options.attach {
             AttachBy::Auto | AttachBy::Tcx => Attach::Tcx,
             AttachBy::Clsact => Attach::Clsact,

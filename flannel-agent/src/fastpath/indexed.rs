@@ -78,7 +78,8 @@ pub struct Indexed<V: Numbered> {
 }
 
 impl<V: Numbered> Indexed<V> {
-    /// The maps with what an earlier agent left in them, where subnets had that many bits for hosts.
+    /// The maps with what an earlier agent left in them, where subnets had that many bits for hosts. New ones are empty:
+    /// looking through them would cost more than filling them.
     ///
     /// # Errors
     /// What the kernel says.
@@ -86,8 +87,9 @@ impl<V: Numbered> Indexed<V> {
         mut index: Array<MapData, u32>,
         values: Array<MapData, Plain<V>>,
         host_bits: u32,
+        new: bool,
     ) -> Result<Self, MapError> {
-        let found = slots(&index)?;
+        let found = if new { Vec::new() } else { slots(&index)? };
         let taken = found.iter().map(|(_, slot)| *slot).collect();
         let mut slots = Slots::new(values.len(), &taken, Instant::now());
         let mut entries = HashMap::new();

@@ -218,11 +218,12 @@ pub struct Routes<A: Mapped> {
 }
 
 impl<A: Mapped> Routes<A> {
-    /// Takes the maps out of a loaded object, with what they hold, where subnets had that many bits for hosts.
+    /// Takes the maps out of a loaded object, with what they hold unless they are `new`, where subnets had that many bits
+    /// for hosts.
     ///
     /// # Errors
     /// [`Error::Missing`] or [`Error::Map`].
-    pub fn adopt(bpf: &mut Ebpf, host_bits: u32) -> Result<Self, Error> {
+    pub fn adopt(bpf: &mut Ebpf, host_bits: u32, new: bool) -> Result<Self, Error> {
         let names = A::NAMES;
         let mut take = |name| tables::take(bpf, name);
         let peers = Indexed::adopt(
@@ -231,6 +232,7 @@ impl<A: Mapped> Routes<A> {
                 .map_err(wrong(names.subnet_index))?,
             take(names.peers)?.try_into().map_err(wrong(names.peers))?,
             host_bits,
+            new,
         );
         let pods = Indexed::adopt(
             take(names.pod_index)?
@@ -238,6 +240,7 @@ impl<A: Mapped> Routes<A> {
                 .map_err(wrong(names.pod_index))?,
             take(names.pods)?.try_into().map_err(wrong(names.pods))?,
             host_bits,
+            new,
         );
         let trie = take(names.subnets_lpm)?
             .try_into()

@@ -46,11 +46,11 @@ pub fn take(bpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
 }
 
 impl Tables {
-    /// Takes the maps out of a loaded object, with what they hold.
+    /// Takes the maps out of a loaded object, with what they hold unless they are all `new`.
     ///
     /// # Errors
     /// [`Error::Missing`] or [`Error::Map`].
-    pub fn adopt(bpf: &mut Ebpf) -> Result<Self, Error> {
+    pub fn adopt(bpf: &mut Ebpf, new: bool) -> Result<Self, Error> {
         let error = |name| move |source| map_error(name, source);
         let control = take(bpf, "CONTROL")?.try_into();
         let control = control.map_err(error("CONTROL"))?;
@@ -61,8 +61,8 @@ impl Tables {
         Ok(Self {
             control,
             config,
-            v4: Routes::adopt(bpf, current.host_bits)?,
-            v6: Routes::adopt(bpf, current.host6_bits)?,
+            v4: Routes::adopt(bpf, current.host_bits, new)?,
+            v6: Routes::adopt(bpf, current.host6_bits, new)?,
             counters: counters.map_err(error("COUNTERS"))?,
         })
     }
