@@ -5,7 +5,7 @@ use lab::services::Form;
 
 use crate::support::Outcome;
 use crate::{
-    cleanup, cluster, compaction, config, daemons, devices, faults, interfaces, keys, leases,
+    cleanup, cluster, cni, compaction, config, daemons, devices, faults, interfaces, keys, leases,
     masquerade, matrix, mixed, offloads, repair, restart, routes, services, setting, wire,
 };
 
@@ -223,7 +223,30 @@ pub(crate) const CHECKS: &[Check] = &[
         )
     },
     Check {
-        tests: &[("cni_plugin", || setting::not_there_yet("the CNI plugin"))],
+        upstream: "yes; CHECK, GC and STATUS do nothing",
+        ours: "yes, and CHECK, GC and STATUS",
+        tests: &[
+            ("cni_life_cycles", || cni::come_and_go(setting::vxlan())),
+            ("cni_delegates_get_upstreams_bytes", || {
+                cni::exchanged(setting::vxlan())
+            }),
+            ("cni_both_families", || cni::dual_stack(setting::vxlan())),
+            ("cni_errors", || cni::errors(setting::vxlan())),
+            ("cni_del_without_state", || {
+                cni::without_state(setting::vxlan())
+            }),
+            ("cni_check", || cni::checked(setting::vxlan())),
+            ("cni_gc", || cni::collected(setting::vxlan())),
+            ("cni_status_and_gc_of_delegates", || {
+                cni::passed_on(setting::vxlan())
+            }),
+            ("cni_interfaces", || cni::interfaces(setting::vxlan())),
+            ("cni_same_container", || {
+                cni::same_container(setting::vxlan())
+            }),
+            ("cni_killed", || cni::killed(setting::vxlan())),
+            ("cni_with_agents", || cni::with_agents(setting::vxlan())),
+        ],
         ..check(
             16,
             "CNI plugin: life cycles, config, IPAM",

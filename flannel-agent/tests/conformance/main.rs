@@ -31,6 +31,7 @@ mod wire;
 )]
 mod cluster {
     pub(crate) mod cleanup;
+    pub(crate) mod cni;
     pub(crate) mod config;
     pub(crate) mod dialog;
     pub(crate) mod legs;
@@ -52,7 +53,7 @@ use std::process::ExitCode;
 use catalogue::{CHECKS, Check, FAULTS};
 // As the scenarios name each other.
 use cluster::{
-    cleanup, dialog, legs, matrix, meter, mixed, offloads, pair, repair, restart, scenarios,
+    cleanup, cni, dialog, legs, matrix, meter, mixed, offloads, pair, repair, restart, scenarios,
     services, support,
 };
 use lab::signals;

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    io::Write as _,
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -206,7 +206,11 @@ pub(super) fn start(command: &mut Command, conf: &Value) -> anyhow::Result<Child
         .spawn()
         .context("start the plugin")?;
     let mut stdin = child.stdin.take().context("standard input")?;
-    stdin.write_all(conf.to_string().as_bytes())?;
+    match stdin.write_all(conf.to_string().as_bytes()) {
+        // It has refused the command before it has read the config.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     Ok(child)
 }
 
