@@ -2,7 +2,9 @@
 //!
 //! [`plan`] turns leases into desired kernel objects with what is here.
 
+pub mod extension;
 mod host_gw;
+pub mod ipip;
 pub mod plan;
 mod udp;
 mod vxlan;
@@ -59,6 +61,8 @@ impl Facts<'_> {
 pub enum Reach {
     /// Through the VXLAN device, to the VTEP with this MAC.
     Vxlan(Mac),
+    /// By a route to the peer on the IPIP device.
+    Ipip,
     /// By a route to the peer on the uplink.
     Direct,
     /// By no object of the kernel: the backend leaves that to others.
@@ -70,6 +74,7 @@ impl Reach {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Vxlan(_) => "vxlan",
+            Self::Ipip => "ipip",
             Self::Direct => "direct",
             Self::Elsewhere => "elsewhere",
         }
@@ -96,7 +101,15 @@ pub fn devices(
                 .and_then(|(name, pool)| udp::device(name, uplink, pool, subnets.get(Family::V4))),
             v6: None,
         },
-        _ => PerFamily::default(),
+        Backend::Ipip(_) => PerFamily {
+            v4: config
+                .pools
+                .v4
+                .as_ref()
+                .and_then(|pool| ipip::device(uplink, pool, subnets.get(Family::V4))),
+            v6: None,
+        },
+        Backend::HostGw | Backend::Alloc | Backend::Extension(_) => PerFamily::default(),
     }
 }
 
@@ -112,8 +125,14 @@ pub fn proxy(
     }
 }
 
-/// What this node publishes; `macs` are those of its VXLAN devices.
-pub fn attributes(config: &NetworkConfig, uplink: &Uplink, macs: &PerFamily<Mac>) -> Attributes {
+/// What this node publishes; `macs` are those of its VXLAN devices, `output` is what the extension backend's first command
+/// has printed, if there is one.
+pub fn attributes(
+    config: &NetworkConfig,
+    uplink: &Uplink,
+    macs: &PerFamily<Mac>,
+    output: Option<&str>,
+) -> Attributes {
     let backend = match &config.backend {
         Backend::Vxlan(options) => BackendData::Vxlan(config.pools.filter_map(|family, _| {
             Some(Vtep {
@@ -123,7 +142,7 @@ pub fn attributes(config: &NetworkConfig, uplink: &Uplink, macs: &PerFamily<Mac>
         })),
         Backend::HostGw => BackendData::HostGw,
         Backend::Ipip(_) => BackendData::Ipip,
-        Backend::Extension(_) => BackendData::Extension(String::new()),
+        Backend::Extension(_) => BackendData::Extension(output.map(str::to_owned)),
         Backend::Udp(_) | Backend::Alloc => BackendData::Other(String::new()),
     };
     Attributes {
@@ -142,7 +161,8 @@ pub fn pod_mtu(config: &NetworkConfig, uplink: &Uplink) -> u32 {
             .min()
             .unwrap_or(uplink.mtu),
         Backend::Udp(_) => udp::mtu(uplink),
-        _ => uplink.mtu,
+        Backend::Ipip(_) => ipip::mtu(uplink),
+        Backend::HostGw | Backend::Alloc | Backend::Extension(_) => uplink.mtu,
     }
 }
 
@@ -179,20 +199,18 @@ pub fn objection(config: &NetworkConfig, uplink: &Uplink) -> Option<String> {
                 )
             })
         }
-        Backend::Udp(_) => (udp::mtu(uplink) < udp::LEAST_MTU).then(|| {
-            format!(
-                "MTU of {} = {}: too small for the backend udp, which leaves {} bytes of it where {} are needed",
-                uplink.name,
-                uplink.mtu,
-                udp::mtu(uplink),
-                udp::LEAST_MTU
-            )
-        }),
-        Backend::Ipip(_) | Backend::Extension(_) => Some(format!(
-            "Backend.Type = {}: not supported yet; use vxlan, host-gw, udp or alloc",
-            config.backend.name()
-        )),
-        Backend::Alloc => None,
+        Backend::Udp(_) | Backend::Ipip(_) => {
+            let (mtu, least) = (pod_mtu(config, uplink), vxlan::least_mtu(Family::V4));
+            (mtu < least).then(|| {
+                format!(
+                    "MTU of {} = {}: too small for the backend {}, which leaves {mtu} bytes of it where {least} are needed",
+                    uplink.name,
+                    uplink.mtu,
+                    config.backend.name()
+                )
+            })
+        }
+        Backend::Alloc | Backend::Extension(_) => None,
     }
 }
 
@@ -206,15 +224,24 @@ pub fn needs_hops(config: &NetworkConfig) -> bool {
     }
 }
 
+/// Whether routes to other nodes' subnets are the agent's alone; if not, those that it did not make are somebody else's,
+/// however much they look like flannel's.
+pub fn owns_routes(config: &NetworkConfig) -> bool {
+    match &config.backend {
+        Backend::Vxlan(_) | Backend::HostGw | Backend::Udp(_) | Backend::Ipip(_) => true,
+        Backend::Alloc | Backend::Extension(_) => false,
+    }
+}
+
 /// How the `family` part of a peer's lease is reached.
 fn reach(facts: &Facts<'_>, lease: &Lease, family: Family, node: IpAddr) -> Result<Reach, String> {
     let backend = &lease.attributes.backend;
     match &facts.config.backend {
         Backend::Vxlan(options) => vxlan::reach(options, facts, backend, family, node),
         Backend::HostGw => host_gw::reach(facts, backend, node),
-        Backend::Udp(_) | Backend::Ipip(_) | Backend::Alloc | Backend::Extension(_) => {
-            Ok(Reach::Elsewhere)
-        }
+        Backend::Ipip(options) => ipip::reach(options, facts, backend, node),
+        Backend::Extension(_) => extension::reach(backend),
+        Backend::Udp(_) | Backend::Alloc => Ok(Reach::Elsewhere),
     }
 }
 

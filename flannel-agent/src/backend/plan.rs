@@ -180,8 +180,14 @@ impl Plan {
                     boot: true,
                 }
             }
+            (Reach::Ipip, Some(&device)) => Route {
+                gateway: Some(node),
+                device,
+                onlink: true,
+                boot: true,
+            },
             // Without a device there is nothing to hang the objects on; it is about to be created.
-            (Reach::Vxlan(_), None) | (Reach::Elsewhere, _) => return,
+            (Reach::Vxlan(_) | Reach::Ipip, None) | (Reach::Elsewhere, _) => return,
             (Reach::Direct, _) => Route {
                 gateway: Some(node),
                 device: facts.uplink.index,

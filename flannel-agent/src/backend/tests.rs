@@ -9,6 +9,7 @@ use crate::{
 const VTEP: u32 = 3;
 const VTEP_V6: u32 = 4;
 const UPLINK: u32 = 2;
+const IPIP: u32 = 5;
 
 fn config(backend: &str) -> NetworkConfig {
     let json = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
@@ -96,8 +97,11 @@ fn facts<'a>(
     uplink: &'a Uplink,
     hops: &'a BTreeMap<IpAddr, Option<Hop>>,
 ) -> Facts<'a> {
-    let vxlan = matches!(config.backend, Backend::Vxlan(_));
-    let tunnels = both(VTEP, VTEP_V6).filter_map(|_, index| vxlan.then_some(*index));
+    let tunnels = match config.backend {
+        Backend::Vxlan(_) => both(VTEP, VTEP_V6),
+        Backend::Ipip(_) => PerFamily::v4(IPIP),
+        _ => PerFamily::default(),
+    };
     let own = both("10.5.9.0/24", "fd00:5:0:9::/64").map(|_, net| net.parse().unwrap());
     Facts {
         config,
@@ -557,4 +561,119 @@ fn udp_objects_to_an_mtu_that_leaves_too_little() {
     assert_eq!(objection(&config, &with(96)), None);
     let said = objection(&config, &with(95)).unwrap();
     assert!(said.starts_with("MTU of eth0 = 95: too small"), "{said}");
+}
+
+#[test]
+fn ipip_demands_what_flanneld_was_recorded_to_write() {
+    let ipip = config(r#"{"Type":"ipip"}"#);
+    let behind_nat = Uplink {
+        public: PerFamily::v4(ip("203.0.113.1")),
+        ..uplink()
+    };
+    let subnets = PerFamily::v4("10.5.35.0/24".parse().unwrap());
+    let no_macs = PerFamily::default();
+    assert_eq!(
+        devices(&ipip, &behind_nat, &subnets, &no_macs, None),
+        PerFamily::v4(TunnelDevice {
+            name: "flannel.ipip".into(),
+            parent: UPLINK,
+            local: ip("192.168.100.1"),
+            mtu: 1480,
+            network: "10.5.0.0/16".parse().unwrap(),
+            address: Some(ip("10.5.35.0")),
+            kind: TunnelKind::Ipip,
+        })
+    );
+    assert_eq!(pod_mtu(&ipip, &uplink()), 1480);
+    assert_eq!(
+        attributes(&ipip, &behind_nat, &no_macs, None).backend,
+        BackendData::Ipip
+    );
+
+    let leases = [
+        lease("10.5.73.0/24", "192.168.100.2", BackendData::Ipip),
+        lease("10.5.74.0/24", "192.168.101.3", BackendData::Ipip),
+        vxlan_lease("10.5.75.0/24", "192.168.100.4", 4),
+    ];
+    let via_ipip = |gateway| Route {
+        gateway: Some(ip(gateway)),
+        device: IPIP,
+        onlink: true,
+        boot: true,
+    };
+    let (plan, peers) = plan_for(r#"{"Type":"ipip"}"#, &hops(), &leases);
+    assert_eq!(
+        plan.desired,
+        Desired {
+            routes: routes([
+                ("10.5.73.0/24", via_ipip("192.168.100.2")),
+                ("10.5.74.0/24", via_ipip("192.168.101.3")),
+            ]),
+            ..Desired::default()
+        }
+    );
+    assert!(peers.is_empty(), "no program encapsulates IPIP: {peers:?}");
+    let problem = &plan.problem("002", Family::V4).unwrap().reason;
+    assert!(problem.contains("BackendType is \"vxlan\""), "{problem}");
+
+    let (plan, peers) = plan_for(r#"{"Type":"ipip","DirectRouting":true}"#, &hops(), &leases);
+    assert_eq!(
+        plan.desired.routes,
+        routes([
+            ("10.5.73.0/24", via_uplink("192.168.100.2")),
+            ("10.5.74.0/24", via_ipip("192.168.101.3")),
+        ])
+    );
+    let direct: Vec<_> = peers
+        .iter()
+        .map(|route| (route.node_ip, route.vtep_mac))
+        .collect();
+    assert_eq!(direct, [(ip("192.168.100.2"), None)]);
+}
+
+#[test]
+fn ipip_objects_to_an_mtu_that_leaves_too_little() {
+    let with = |mtu| Uplink { mtu, ..uplink() };
+    let config = config(r#"{"Type":"ipip"}"#);
+    assert_eq!(objection(&config, &with(88)), None);
+    let said = objection(&config, &with(87)).unwrap();
+    assert!(said.starts_with("MTU of eth0 = 87: too small"), "{said}");
+}
+
+#[test]
+fn alloc_and_extension_leave_the_kernel_to_others() {
+    for (backend, data) in [
+        (r#"{"Type":"alloc"}"#, BackendData::Other(String::new())),
+        (
+            r#"{"Type":"extension"}"#,
+            BackendData::Extension(Some("key".into())),
+        ),
+    ] {
+        let leases = [lease("10.5.73.0/24", "192.168.100.2", data)];
+        let (plan, peers) = plan_for(backend, &hops(), &leases);
+        assert_eq!(plan, Plan::default(), "{backend}");
+        assert!(peers.is_empty(), "{backend}");
+        let config = config(backend);
+        let no_macs = PerFamily::default();
+        let devices = devices(&config, &uplink(), &PerFamily::default(), &no_macs, None);
+        assert!(devices.is_empty() && !owns_routes(&config), "{backend}");
+        assert_eq!(objection(&config, &uplink()), None, "{backend}");
+        assert_eq!(pod_mtu(&config, &uplink()), 1500, "{backend}");
+    }
+}
+
+#[test]
+fn extension_names_leases_of_other_backends() {
+    let leases = [
+        vxlan_lease("10.5.75.0/24", "192.168.100.4", 4),
+        lease(
+            "10.5.76.0/24",
+            "192.168.100.5",
+            BackendData::Extension(None),
+        ),
+    ];
+    let (plan, _) = plan_for(r#"{"Type":"extension"}"#, &hops(), &leases);
+    let problem = &plan.problem("000", Family::V4).unwrap().reason;
+    assert!(problem.contains("this node's is extension"), "{problem}");
+    assert_eq!(plan.problem("001", Family::V4), None);
 }

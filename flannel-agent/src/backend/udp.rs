@@ -16,9 +16,6 @@ use crate::{
 /// Bytes that a packet gains on the wire: the headers of IPv4 and UDP (upstream's `encapOverhead`).
 const OVERHEAD: u32 = 28;
 
-/// The smallest MTU that IPv4 works with, in bytes (RFC 791 section 3.2).
-pub(super) const LEAST_MTU: u32 = 68;
-
 /// MTU of the device and of pods, in bytes.
 pub(super) fn mtu(uplink: &Uplink) -> u32 {
     uplink.mtu.saturating_sub(OVERHEAD)

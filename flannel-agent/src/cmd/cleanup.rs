@@ -10,13 +10,14 @@ use ipnet::IpNet;
 
 use super::{args::CleanupOptions, run::liberal_state};
 use crate::{
+    backend::ipip,
     family::{Family, PerFamily},
     fastpath,
     kernel::{
         apply, blackhole, conntrack,
         diff::{LinkOp, Op, Ownership},
         netlink::Netlink,
-        objects::{Link, LinkKind, Observed},
+        objects::{Link, LinkKind, Observed, Route},
         observe, rules,
     },
     reconcile::device,
@@ -104,6 +105,8 @@ fn remove_routes(
     let families: Vec<Family> = networks.iter().map(|(family, _)| family).collect();
     let mut observed = Observed::default();
     observe::routes(netlink, families, &mut observed)?;
+    device::read_links(netlink, &mut observed)?;
+    let by_tunnel = |route: &Route| observed.links.get(&route.device).is_some_and(is_flannels);
     let ops: Vec<Op> = observed
         .routes
         .iter()
@@ -111,9 +114,10 @@ fn remove_routes(
             let ownership = Ownership {
                 networks,
                 uplink: route.device,
+                ipip: Some(route.device),
                 ..Ownership::default()
             };
-            ownership.covers(destination, route)
+            !by_tunnel(route) && ownership.covers(destination, route)
         })
         .map(|(destination, route)| Op::RemoveRoute(*destination, *route))
         .collect();
@@ -162,8 +166,6 @@ fn remove_blackholes(
 
 /// What the names of VXLAN devices begin with, before the network identifier.
 const VXLAN_NAMES: [&str; 2] = ["flannel.", "flannel-v6."];
-/// The name of the IPIP device.
-const IPIP_NAME: &str = "flannel.ipip";
 
 /// Whether a device is one that flannel makes.
 fn is_flannels(link: &Link) -> bool {
@@ -172,7 +174,7 @@ fn is_flannels(link: &Link) -> bool {
             .iter()
             .filter_map(|prefix| link.name.strip_prefix(prefix)?.parse().ok())
             .any(|vni: u32| vni == vxlan.vni),
-        LinkKind::Ipip(_) => link.name == IPIP_NAME,
+        LinkKind::Ipip(_) => link.name == ipip::DEVICE,
         LinkKind::Veth | LinkKind::Other => false,
     }
 }

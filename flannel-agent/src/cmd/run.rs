@@ -40,7 +40,7 @@ use crate::{
     log, metrics,
     netconf::{self, NetworkConfig},
     notify,
-    reconcile::{self, Call, Inputs, Reconciler, Settings, device, rules::Keeper},
+    reconcile::{self, Call, Inputs, Reconciler, Settings, device, extension, rules::Keeper},
     status::{self, Status},
     status_socket::StatusSocket,
     subnet_file, udp,
@@ -204,7 +204,8 @@ async fn agent(
     });
 
     let macs = make_devices(&mut netlink, &config, &interface)?;
-    let attributes = backend::attributes(&config, &interface, &macs);
+    let output = while_answering(&mut calls, extension::prepare(&config)).await?;
+    let attributes = backend::attributes(&config, &interface, &macs, output.as_deref());
     let former = subnet_file::previous(&options.subnet_file).subnets;
     let request = Request {
         config: config.clone(),
@@ -212,6 +213,8 @@ async fn agent(
         previous: former,
     };
     let own = while_answering(&mut calls, manager.acquire(request, &board)).await;
+    let node = extension::own_node(&own.subnets, &interface);
+    while_answering(&mut calls, extension::set_up(&config, &node)).await?;
 
     let switches = &options.switches;
     let rules = Rules {
@@ -234,6 +237,7 @@ async fn agent(
     let ipv6 = config.networks().v6.is_some();
     let settings = Settings {
         config,
+        output,
         iface: wanted,
         subnet_file: options.subnet_file.clone(),
         ip_masq: switches.ip_masq,
@@ -400,6 +404,9 @@ fn make_devices(
     let devices = backend::devices(config, interface, &PerFamily::default(), &macs, None);
     if devices.is_empty() {
         return Ok(macs);
+    }
+    for desired in devices.values() {
+        device::check(netlink, &desired.kind)?;
     }
     let mut observed = Observed::default();
     device::read_links(netlink, &mut observed)?;

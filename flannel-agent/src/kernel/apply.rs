@@ -6,7 +6,7 @@ use flannel_common::addr::Mac;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
@@ -69,6 +69,35 @@ pub fn link(netlink: &mut Netlink, op: &LinkOp) -> Result<(), Error> {
         ),
     };
     netlink.exchange(vec![request])?.remove(0).map(drop)
+}
+
+/// Whether the kernel has devices of a kind, or a module that has. Makes none: the request lacks what the kind needs, so
+/// that the kernel must refuse it, and how it does tells.
+///
+/// # Errors
+/// When the socket fails.
+pub fn has_kind(netlink: &mut Netlink, kind: &TunnelKind) -> Result<bool, Error> {
+    let info = match kind {
+        // vxlan_validate (drivers/net/vxlan): EINVAL without attributes.
+        TunnelKind::Vxlan(_) => vec![LinkInfo::Kind(InfoKind::Vxlan)],
+        // ipip_tunnel_validate (net/ipv4/ipip.c): EINVAL for a protocol that it cannot carry.
+        TunnelKind::Ipip => vec![
+            LinkInfo::Kind(InfoKind::IpIp),
+            LinkInfo::Data(InfoData::IpTunnel(vec![InfoIpTunnel::Protocol(
+                IpProtocol::Raw,
+            )])),
+        ],
+        // tun_validate (drivers/net/tun.c): EOPNOTSUPP always. `udp::tun::check` asks in another way.
+        TunnelKind::Tun => return Ok(true),
+    };
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::LinkInfo(info)];
+    let request = (
+        RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    );
+    let result = netlink.exchange(vec![request])?.remove(0);
+    Ok(result.map_or_else(|error| error.errno() != Some(libc::EOPNOTSUPP), |_| true))
 }
 
 fn link_message(index: u32) -> LinkMessage {

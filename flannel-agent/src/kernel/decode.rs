@@ -18,7 +18,7 @@ use netlink_packet_route::{
     },
 };
 
-use super::objects::{Entry, Link, LinkKind, Route, VxlanAttributes};
+use super::objects::{Entry, IpipAttributes, Link, LinkKind, Route, VxlanAttributes};
 
 /// The address in a link-layer attribute, if it is Ethernet's.
 pub fn mac(bytes: &[u8]) -> Option<Mac> {
@@ -73,12 +73,11 @@ fn link_kind(infos: &[LinkInfo]) -> LinkKind {
     for info in infos {
         match info {
             LinkInfo::Kind(InfoKind::Veth) => return LinkKind::Veth,
-            LinkInfo::Data(InfoData::IpTunnel(attributes)) => {
-                let local = attributes.iter().find_map(|attribute| match attribute {
-                    InfoIpTunnel::Local(address) => Some(*address),
-                    _ => None,
-                });
-                return LinkKind::Ipip(local);
+            // Other kinds of tunnels have attributes of the same form.
+            LinkInfo::Data(InfoData::IpTunnel(attributes))
+                if infos.contains(&LinkInfo::Kind(InfoKind::IpIp)) =>
+            {
+                return LinkKind::Ipip(ipip(attributes));
             }
             LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                 return LinkKind::Vxlan(vxlan(attributes));
@@ -87,6 +86,20 @@ fn link_kind(infos: &[LinkInfo]) -> LinkKind {
         }
     }
     LinkKind::Other
+}
+
+fn ipip(attributes: &[InfoIpTunnel]) -> IpipAttributes {
+    let mut ipip = IpipAttributes::default();
+    // Zeros stand for none.
+    let given = |address: &IpAddr| Some(*address).filter(|address| !address.is_unspecified());
+    for attribute in attributes {
+        match attribute {
+            InfoIpTunnel::Local(address) => ipip.local = given(address),
+            InfoIpTunnel::Remote(address) => ipip.remote = given(address),
+            _ => {}
+        }
+    }
+    ipip
 }
 
 fn vxlan(attributes: &[InfoVxlan]) -> VxlanAttributes {

@@ -13,8 +13,8 @@ use flannel_common::addr::Mac;
 use ipnet::IpNet;
 
 use super::objects::{
-    Desired, Entry, Link, LinkKind, Observed, Route, TunnelDevice, TunnelKind, VxlanAttributes,
-    VxlanOptions,
+    Desired, Entry, IpipAttributes, Link, LinkKind, Observed, Route, TunnelDevice, TunnelKind,
+    VxlanAttributes, VxlanOptions,
 };
 use crate::family::{Family, PerFamily, host};
 
@@ -34,7 +34,7 @@ pub struct Ownership {
 impl Ownership {
     /// Whether a route is of the form that flannel writes: `<subnet> via <subnet address> dev flannel.N onlink`,
     /// `<subnet> via <node> dev flannel.ipip onlink`, or `<subnet> via <node> dev <uplink>` inside the network, all of
-    /// protocol boot.
+    /// protocol boot. flanneld's `DirectRouting` with IPIP writes the last one with `onlink` too.
     pub fn covers(&self, destination: &IpNet, route: &Route) -> bool {
         let Some(gateway) = route.gateway.filter(|_| route.boot) else {
             return false;
@@ -48,7 +48,8 @@ impl Ownership {
         });
         is_subnet
             && if route.onlink {
-                self.ipip == Some(route.device)
+                self.ipip
+                    .is_some_and(|ipip| ipip == route.device || self.uplink == route.device)
             } else {
                 self.uplink == route.device
             }
@@ -116,15 +117,28 @@ pub fn link(desired: &TunnelDevice, observed: &Observed) -> Vec<LinkOp> {
     ops
 }
 
+/// What upstream makes an IPIP device anew for.
+fn ipip(desired: &TunnelDevice, actual: &IpipAttributes) -> Option<String> {
+    if actual.local != Some(desired.local) {
+        let local = actual
+            .local
+            .map_or_else(|| "none".to_owned(), |address| address.to_string());
+        return Some(format!(
+            "local address {local} instead of {}",
+            desired.local
+        ));
+    }
+    actual
+        .remote
+        .map(|remote| format!("remote address {remote} instead of none"))
+}
+
 /// What makes an existing device unusable.
 fn incompatibility(desired: &TunnelDevice, link: &Link) -> Option<String> {
     match (&desired.kind, &link.kind) {
         (TunnelKind::Vxlan(options), LinkKind::Vxlan(actual)) => vxlan(desired, options, actual),
         (TunnelKind::Vxlan(_), _) => Some("it is no VXLAN device".into()),
-        (TunnelKind::Ipip, LinkKind::Ipip(local)) if *local != Some(desired.local) => Some(
-            format!("local address {local:?} instead of {}", desired.local),
-        ),
-        (TunnelKind::Ipip, LinkKind::Ipip(_)) => None,
+        (TunnelKind::Ipip, LinkKind::Ipip(actual)) => ipip(desired, actual),
         (TunnelKind::Ipip, _) => Some("it is no IPIP device".into()),
         // Its name comes from the proxy that has just made it.
         (TunnelKind::Tun, _) => None,

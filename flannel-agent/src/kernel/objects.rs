@@ -40,8 +40,8 @@ pub struct Link {
 pub enum LinkKind {
     /// A VXLAN device and its attributes.
     Vxlan(VxlanAttributes),
-    /// An IPIP device, with its outer source address.
-    Ipip(Option<IpAddr>),
+    /// An IPIP device and its attributes.
+    Ipip(IpipAttributes),
     /// One end of a virtual Ethernet pair.
     Veth,
     /// Anything else.
@@ -67,6 +67,15 @@ pub struct VxlanAttributes {
     pub gbp: bool,
     /// Whether it learns FDB entries from received packets.
     pub learning: bool,
+}
+
+/// Attributes of an IPIP device as the kernel reports them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpipAttributes {
+    /// Outer source address; absent if packets to any address of the node are taken.
+    pub local: Option<IpAddr>,
+    /// The one peer that it has, which flannel's device does not.
+    pub remote: Option<IpAddr>,
 }
 
 /// A tunnel device that should exist.

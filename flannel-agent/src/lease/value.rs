@@ -52,8 +52,8 @@ pub enum BackendData {
     HostGw,
     /// ipip.
     Ipip,
-    /// extension: what its first command has printed.
-    Extension(String),
+    /// extension: what its first command has printed; absent if there is none.
+    Extension(Option<String>),
     /// One that this agent does not have; empty for `udp` and `alloc`, which write none.
     Other(String),
 }
@@ -152,7 +152,7 @@ impl Attributes {
             _ => None,
         };
         let backend_data = match &self.backend {
-            BackendData::Extension(output) => Some(raw(output)),
+            BackendData::Extension(output) => output.as_deref().map(go_string),
             _ => vtep(Family::V4),
         };
         let document = Document {
@@ -192,7 +192,7 @@ impl Attributes {
             }),
             HOST_GW => BackendData::HostGw,
             IPIP => BackendData::Ipip,
-            EXTENSION => BackendData::Extension(output(document.backend_data.as_deref())),
+            EXTENSION => BackendData::Extension(document.backend_data.as_deref().map(output)),
             other => BackendData::Other(other.to_owned()),
         };
         if let BackendData::Vxlan(vteps) = &backend
@@ -219,6 +219,21 @@ impl Attributes {
 /// A value that is passed on as it is.
 fn raw(value: &impl Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).expect("plain fields")
+}
+
+/// A string as Go's `encoding/json` writes it: fit for HTML, and for JavaScript.
+fn go_string(text: &str) -> Box<RawValue> {
+    let mut json = raw(&text).get().to_owned();
+    for (character, escaped) in [
+        ('<', "\\u003c"),
+        ('>', "\\u003e"),
+        ('&', "\\u0026"),
+        ('\u{2028}', "\\u2028"),
+        ('\u{2029}', "\\u2029"),
+    ] {
+        json = json.replace(character, escaped);
+    }
+    RawValue::from_string(json).expect("a JSON string with some characters escaped")
 }
 
 fn address<A: FromStr + Into<IpAddr>>(
@@ -259,9 +274,8 @@ fn vxlan(field: &'static str, data: Option<&RawValue>) -> Result<Option<Vtep>, E
 }
 
 /// What an extension's command has printed: a JSON string; anything else is passed on as it is.
-fn output(data: Option<&RawValue>) -> String {
-    let text = data.map_or("", RawValue::get);
-    serde_json::from_str(text).unwrap_or_else(|_| text.to_owned())
+fn output(data: &RawValue) -> String {
+    serde_json::from_str(data.get()).unwrap_or_else(|_| data.get().to_owned())
 }
 
 fn parse_mac(text: &str) -> Option<Mac> {
@@ -324,8 +338,20 @@ mod tests {
                 r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"ipip"}"#,
             ),
             (
-                of(BackendData::Extension("a \"key\"".into())),
+                of(BackendData::Extension(Some("a \"key\"".into()))),
                 r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"extension","BackendData":"a \"key\""}"#,
+            ),
+            (
+                of(BackendData::Extension(Some("<a>\n&".into()))),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"extension","BackendData":"\u003ca\u003e\n\u0026"}"#,
+            ),
+            (
+                of(BackendData::Extension(Some(String::new()))),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"extension","BackendData":""}"#,
+            ),
+            (
+                of(BackendData::Extension(None)),
+                r#"{"PublicIP":"192.168.100.2","PublicIPv6":null,"BackendType":"extension"}"#,
             ),
             (none, r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#),
         ] {

@@ -196,11 +196,30 @@ fn udp(reader: &mut Reader<'_>) -> Result<Udp, Noted> {
 fn extension(reader: &mut Reader<'_>) -> Result<Extension, Noted> {
     // In upstream's samples, and never run.
     reader.get("ShutdownCommand");
-    let mut command = |name| Ok(reader.string(name)?.unwrap_or_default());
+    let mut command = |name| {
+        let text = reader.string(name)?.unwrap_or_default();
+        if let Some(syntax) = shell_syntax(&text) {
+            reader.findings.warnings.push(format!(
+                "Backend.{name}: {syntax} means nothing there: commands are run without a shell, by flanneld since 0.28.2 too; \
+                 put it into a script and name that"
+            ));
+        }
+        Ok(text)
+    };
+    let pre_startup = command("PreStartupCommand");
+    let post_startup = command("PostStartupCommand");
+    let subnet_add = command("SubnetAddCommand");
+    let subnet_remove = command("SubnetRemoveCommand");
     Ok(Extension {
-        pre_startup_command: command("PreStartupCommand")?,
-        post_startup_command: command("PostStartupCommand")?,
-        subnet_add_command: command("SubnetAddCommand")?,
-        subnet_remove_command: command("SubnetRemoveCommand")?,
+        pre_startup_command: pre_startup?,
+        post_startup_command: post_startup?,
+        subnet_add_command: subnet_add?,
+        subnet_remove_command: subnet_remove?,
     })
+}
+
+/// What of a command only a shell would understand. The examples in upstream's documentation have it.
+fn shell_syntax(text: &str) -> Option<&'static str> {
+    const SYNTAX: [&str; 9] = ["\"", "'", "`", "$(", ";", "|", "&&", "<", ">"];
+    SYNTAX.into_iter().find(|syntax| text.contains(syntax))
 }

@@ -38,6 +38,18 @@ pub enum DeviceError {
     /// The state could not be read.
     #[error("reading links: {0}")]
     Read(#[from] Error),
+    /// The kernel has no such devices.
+    #[error(
+        "backend {backend}: this kernel has no {kind} devices: install and load the module {module} (modprobe {module}), or choose another backend"
+    )]
+    NoSuchKind {
+        /// `Backend.Type`.
+        backend: &'static str,
+        /// What kind of devices.
+        kind: &'static str,
+        /// The kernel's module.
+        module: &'static str,
+    },
     /// Somebody keeps changing it back.
     #[error("{0} does not stay as it should be: does another program manage it?")]
     Contested(String),
@@ -48,6 +60,26 @@ pub fn random_mac() -> Mac {
     let mut mac = Mac(rand::random());
     mac.0[0] = (mac.0[0] & !1) | 2;
     mac
+}
+
+/// Whether the kernel has what is needed to make a device; to be asked before anything on the node is touched.
+///
+/// # Errors
+/// If not, or the kernel cannot be asked.
+pub fn check(netlink: &mut Netlink, kind: &TunnelKind) -> Result<(), DeviceError> {
+    if apply::has_kind(netlink, kind)? {
+        return Ok(());
+    }
+    let (backend, kind, module) = match kind {
+        TunnelKind::Vxlan(_) => ("vxlan", "VXLAN", "vxlan"),
+        TunnelKind::Ipip => ("ipip", "IPIP", "ipip"),
+        TunnelKind::Tun => ("udp", "TUN", "tun"),
+    };
+    Err(DeviceError::NoSuchKind {
+        backend,
+        kind,
+        module,
+    })
 }
 
 /// Reads links and addresses into `observed`.

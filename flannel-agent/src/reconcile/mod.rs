@@ -7,6 +7,7 @@
 mod blackhole;
 pub mod device;
 mod dirty;
+pub mod extension;
 mod measure;
 mod pass;
 mod repair;

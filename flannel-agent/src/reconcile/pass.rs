@@ -6,7 +6,7 @@ use flannel_common::addr::Mac;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use super::{Dirty, device, rules};
+use super::{Dirty, device, extension, rules};
 use crate::{
     backend::{self, Facts, Plan},
     board::Board,
@@ -34,6 +34,8 @@ use crate::{
 pub struct Settings {
     /// The network config.
     pub config: NetworkConfig,
+    /// What the extension backend's first command has printed, if there is one.
+    pub output: Option<String>,
     /// How the interface between nodes was chosen.
     pub iface: iface::Options,
     /// `--subnet-file`.
@@ -75,6 +77,8 @@ pub struct Reconciler {
     pub(super) fast_path: FastPath,
     /// What carries packets for the udp backend, while it runs.
     pub(super) proxy: Option<Proxy>,
+    /// What runs the extension backend's commands, if that is the backend.
+    pub(super) extension: Option<extension::Keeper>,
     pub(super) topology: Option<Topology>,
     /// The mark that netfilter sets, once its rule is there.
     pub(super) marked: Option<u32>,
@@ -100,7 +104,10 @@ impl Reconciler {
         publish: watch::Sender<Attributes>,
         fast_path: FastPath,
     ) -> Self {
+        let node = extension::own_node(&own.subnets, &uplink);
+        let extension = extension::Keeper::start(&settings.config, node, &board);
         Self {
+            extension,
             settings,
             board,
             netlink,
@@ -286,6 +293,9 @@ impl Reconciler {
                     None => self.set_proxy_routes(),
                 }
             }
+            if dirty.all_peers() || dirty.changes {
+                self.tell_extension();
+            }
         }
         peers &= self.keep_blackholes(&dirty)?;
         if dirty.pods {
@@ -338,7 +348,12 @@ impl Reconciler {
 
     /// Publishes what this node's lease should say.
     pub(super) fn publish_attributes(&self) {
-        let attributes = backend::attributes(&self.settings.config, &self.uplink, &self.macs);
+        let attributes = backend::attributes(
+            &self.settings.config,
+            &self.uplink,
+            &self.macs,
+            self.settings.output.as_deref(),
+        );
         self.publish.send_if_modified(|published| {
             let changed = *published != attributes;
             *published = attributes;

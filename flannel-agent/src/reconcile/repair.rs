@@ -13,6 +13,7 @@ use crate::{
         apply,
         diff::{self, Op, Ownership, Scope},
         netlink::Error,
+        objects::LinkKind,
         observe,
     },
     metrics::{COUNTERS, Kind},
@@ -126,15 +127,20 @@ impl Reconciler {
         Ok((complete, Some(concerned)))
     }
 
+    /// Which routes are the agent's to remove.
     fn ownership(&self) -> Ownership {
+        let config = &self.settings.config;
+        if !backend::owns_routes(config) {
+            return Ownership::default();
+        }
+        let tunnels = self.tunnel_links();
+        let of_kind = |wanted: fn(&LinkKind) -> bool| {
+            tunnels.filter_map(|_, link| wanted(&link.kind).then_some(link.index))
+        };
         Ownership {
-            networks: self
-                .settings
-                .config
-                .pools
-                .map(|_, pool| (pool.network, pool.subnet_len)),
-            vteps: self.tunnels(),
-            ipip: None,
+            networks: config.pools.map(|_, pool| (pool.network, pool.subnet_len)),
+            vteps: of_kind(|kind| matches!(kind, LinkKind::Vxlan(_))),
+            ipip: of_kind(|kind| matches!(kind, LinkKind::Ipip(_))).v4,
             uplink: self.uplink.index,
         }
     }

@@ -404,3 +404,63 @@ fn an_incompatible_device_is_made_anew() {
         "{ops:?}"
     );
 }
+
+#[test]
+fn an_ipip_device_is_made_anew_for_what_upstream_makes_it_anew_for() {
+    let desired = TunnelDevice {
+        name: "flannel.ipip".into(),
+        mtu: 1480,
+        kind: TunnelKind::Ipip,
+        ..device()
+    };
+    let ops = |local, remote| {
+        let kind = LinkKind::Ipip(IpipAttributes { local, remote });
+        let mut observed = with(|link, _, _| link.kind = kind);
+        for link in observed.links.values_mut() {
+            (link.name, link.mtu) = ("flannel.ipip".into(), 1480);
+        }
+        link(&desired, &observed)
+    };
+    assert_eq!(ops(Some(node(1)), None), vec![]);
+    for (local, remote, difference) in [
+        (None, None, "local address none instead of"),
+        (Some(node(9)), None, "local address"),
+        (Some(node(1)), Some(node(2)), "remote address"),
+    ] {
+        let ops = ops(local, remote);
+        let [LinkOp::Delete(VTEP, _, said), LinkOp::Create(_)] = ops.as_slice() else {
+            panic!("{ops:?}");
+        };
+        assert!(said.starts_with(difference), "{said}");
+    }
+}
+
+#[test]
+fn only_ipips_routes_are_removed_with_onlink() {
+    let ownership = |ipip| Ownership {
+        networks: PerFamily::v4((net([10, 5, 0, 0], 16), 24)),
+        ipip,
+        uplink: UPLINK,
+        ..Ownership::default()
+    };
+    let route = |device, onlink| Route {
+        gateway: Some(node(2)),
+        device,
+        onlink,
+        boot: true,
+    };
+    let subnet = net([10, 5, 7, 0], 24);
+    for (ipip, route, owned) in [
+        (Some(VTEP), route(VTEP, true), true),
+        // What flanneld's DirectRouting leaves.
+        (Some(VTEP), route(UPLINK, true), true),
+        (Some(VTEP), route(UPLINK, false), true),
+        (Some(VTEP), route(VTEP, false), false),
+        (Some(VTEP), route(9, true), false),
+        (None, route(UPLINK, true), false),
+        (None, route(UPLINK, false), true),
+    ] {
+        let covers = ownership(ipip).covers(&subnet, &route);
+        assert_eq!(covers, owned, "{ipip:?} {route:?}");
+    }
+}
