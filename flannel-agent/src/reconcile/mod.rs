@@ -7,13 +7,16 @@
 mod blackhole;
 pub mod device;
 mod dirty;
+mod events;
 pub mod extension;
 mod measure;
 mod pass;
+mod pods;
 mod repair;
 mod report;
 pub mod rules;
 mod topology;
+mod tunnels;
 mod udp;
 mod uplink;
 

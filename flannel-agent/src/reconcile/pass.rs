@@ -10,20 +10,16 @@ use super::{Dirty, device, extension, rules};
 use crate::{
     backend::{self, Facts, Plan},
     board::Board,
-    family::{Family, PerFamily, gateway},
+    family::{Family, PerFamily},
     fastpath::{self, FastPath, Topology},
     iface::{self, Uplink},
     kernel::{
-        decode::Neighbour,
-        events::Event,
-        ipsec,
         netlink::{Error, Netlink},
-        objects::{Link, Observed, TunnelDevice, TunnelKind},
+        objects::Observed,
         observe::{self, Hop},
         pods::{Pods, Scan},
-        traffic_control,
     },
-    lease::{self, Attributes, Lease, Leases, OwnLease},
+    lease::{Attributes, Lease, Leases, OwnLease},
     netconf::NetworkConfig,
     subnet_file::SubnetFile,
     udp::Proxy,
@@ -155,75 +151,6 @@ impl Reconciler {
         pools.map(|(family, _)| family).collect()
     }
 
-    /// Takes note of a change in the kernel.
-    pub fn note(&mut self, event: Event, dirty: &mut Dirty) {
-        match event {
-            Event::Link(index) => {
-                (dirty.links, dirty.pods) = (true, true);
-                // A link that goes down takes its IPv4 routes with it, and no event says so.
-                if index == self.uplink.index || self.is_tunnel(index) {
-                    (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
-                }
-            }
-            Event::Route(net, route, gone) => {
-                let known = self.observed.routes.get(&net) == Some(&route);
-                if known == gone {
-                    let networks = self.settings.config.networks();
-                    dirty.routes = true;
-                    dirty.hops |= !networks.values().any(|network| network.contains(&net));
-                }
-            }
-            Event::OtherRoute => dirty.hops = true,
-            Event::Neighbour(index, neighbour, gone) => {
-                let known = match neighbour {
-                    Neighbour::Address(address, entry) => {
-                        self.observed.neighbours.get(&(index, address)) == Some(&entry)
-                    }
-                    Neighbour::Fdb(mac, entry) => {
-                        self.observed.fdb.get(&(index, mac)) == Some(&entry)
-                    }
-                };
-                dirty.neighbours |= known == gone && self.is_tunnel(index);
-            }
-            // Only the fast path goes past it.
-            Event::TrafficControl => dirty.pods |= self.settings.fast_path,
-            Event::Ipsec => dirty.ipsec |= self.settings.fast_path,
-            Event::Pod(namespace) => {
-                self.pods.forget_namespace(namespace);
-                dirty.pods = true;
-            }
-            Event::Lost => *dirty = Dirty::all(),
-        }
-    }
-
-    /// Takes note of what the subnet manager says.
-    pub fn lease_event(&mut self, event: lease::Event, dirty: &mut Dirty) {
-        match &event {
-            lease::Event::Own(own) => {
-                if own.subnets != self.own.subnets {
-                    tracing::error!(
-                        old = self.own.subnets.join(),
-                        new = own.subnets.join(),
-                        "this node's subnet has changed: pods with addresses of the old one must be made anew"
-                    );
-                    *dirty = Dirty::all();
-                }
-                self.own = own.clone();
-                return;
-            }
-            lease::Event::Snapshot(_) => {
-                self.listed = true;
-                dirty.leases = true;
-            }
-            lease::Event::Put(key, _) | lease::Event::Removed(key) => {
-                dirty.changes = true;
-                let before = self.peer(key).cloned();
-                self.changed.entry(key.clone()).or_insert(before);
-            }
-        }
-        self.leases.apply(event);
-    }
-
     /// The lease under `key`, if it is another node's.
     pub(super) fn peer(&self, key: &str) -> Option<&Lease> {
         self.leases
@@ -315,80 +242,6 @@ impl Reconciler {
         Ok((base, peers))
     }
 
-    /// Brings the tunnel devices in line. Whether they are.
-    fn ensure_devices(&mut self, dirty: &mut Dirty) -> bool {
-        let mut problem = None;
-        let before = self.macs;
-        for (family, desired) in self.devices().iter() {
-            match device::ensure(&mut self.netlink, desired, &mut self.observed) {
-                Ok(ensured) => {
-                    if ensured.created {
-                        (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
-                    }
-                    // No other kind of device has one that is published.
-                    if let TunnelKind::Vxlan(_) = desired.kind {
-                        *self.macs.get_mut(family) = ensured.link.mac;
-                    }
-                }
-                Err(error) => problem = Some(error.to_string()),
-            }
-        }
-        if self.macs != before {
-            tracing::warn!(
-                new = self.macs.join(),
-                old = before.join(),
-                "a tunnel device's MAC has changed; publishing it"
-            );
-            self.publish_attributes();
-        }
-        let complete = problem.is_none();
-        self.board.problem("device", problem);
-        complete
-    }
-
-    /// Publishes what this node's lease should say.
-    pub(super) fn publish_attributes(&self) {
-        let attributes = backend::attributes(
-            &self.settings.config,
-            &self.uplink,
-            &self.macs,
-            self.settings.output.as_deref(),
-        );
-        self.publish.send_if_modified(|published| {
-            let changed = *published != attributes;
-            *published = attributes;
-            changed
-        });
-    }
-
-    /// The tunnel devices that should be there.
-    pub(super) fn devices(&self) -> PerFamily<TunnelDevice> {
-        backend::devices(
-            &self.settings.config,
-            &self.uplink,
-            &self.own.subnets,
-            &self.macs,
-            self.proxy
-                .as_ref()
-                .map(|proxy| proxy.device().name.as_str()),
-        )
-    }
-
-    /// The tunnel devices that are there.
-    pub(super) fn tunnel_links(&self) -> PerFamily<&Link> {
-        self.devices()
-            .filter_map(|_, device| self.observed.link(&device.name))
-    }
-
-    /// Their indices.
-    pub(super) fn tunnels(&self) -> PerFamily<u32> {
-        self.tunnel_links().map(|_, link| link.index)
-    }
-
-    fn is_tunnel(&self, index: u32) -> bool {
-        self.tunnels().values().any(|tunnel| *tunnel == index)
-    }
-
     /// What plans depend on.
     pub(super) fn facts(&self) -> Facts<'_> {
         Facts {
@@ -398,51 +251,6 @@ impl Reconciler {
             tunnels: self.tunnels(),
             hops: &self.hops,
         }
-    }
-
-    /// Reads what the fast path must not lead packets past.
-    fn read_bypassed(&mut self, dirty: &Dirty) -> Result<(), Error> {
-        let failed = |source| Error::Transfer {
-            operation: "dump",
-            source,
-        };
-        if dirty.pods || dirty.links {
-            self.observed.traffic_control = traffic_control::read().map_err(failed)?;
-        }
-        if dirty.ipsec {
-            self.observed.ipsec = ipsec::remotes().map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// The pods' bridge: the one that holds the gateway address of a subnet.
-    pub(super) fn bridge(&self) -> Option<&Link> {
-        self.own
-            .subnets
-            .values()
-            .find_map(|subnet| self.observed.holder(gateway(*subnet)))
-    }
-
-    fn scan_pods(&mut self) -> Result<(), Error> {
-        let bridge = self.bridge().cloned();
-        let scan = self.pods.scan(
-            &mut self.netlink,
-            &self.observed,
-            bridge.as_ref(),
-            &self.own.subnets,
-        )?;
-        if scan.pods != self.scan.pods {
-            let pods: Vec<String> = scan
-                .pods
-                .iter()
-                .map(|pod| format!("{} at {}", pod.ip, pod.host_name))
-                .collect();
-            tracing::debug!(?pods, "pods of this node");
-        }
-        self.scan = scan;
-        let problem = (!self.scan.problems.is_empty()).then(|| self.scan.problems.join("; "));
-        self.board.problem("pods", problem);
-        Ok(())
     }
 
     fn finish(&mut self, rules: &rules::State) {
