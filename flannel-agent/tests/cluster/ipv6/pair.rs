@@ -12,15 +12,10 @@ use lab::{
 };
 
 use crate::pair::{counters, first_pod};
-use crate::support::{Backend, Outcome, Path, Setting, shell, with_cluster};
+use crate::support::{Backend, Outcome, Path, Setting, with_cluster};
 
 /// After so long conntrack calls an answered flow assured (`nf_conntrack_udp_packet`), and some time to spare.
 const ASSURED: Duration = Duration::from_millis(2_500);
-/// A rule that asks conntrack, as a service proxy's or a policy's does: without any, the kernel tracks no IPv6 packet of a
-/// namespace.
-const TRACKED: &str = "nft 'add table ip6 tracked; \
-                       add chain ip6 tracked forward { type filter hook forward priority filter; }; \
-                       add rule ip6 tracked forward ct state established accept'";
 /// Counters of a pod that grow when segments arrive in another order than they were sent, or altered.
 pub(super) const WRONG: [&str; 3] = [
     "TcpExt.TCPOFOQueue",
@@ -93,9 +88,6 @@ pub(super) fn with_pair(
 ) -> Outcome {
     with_cluster(config(setting, offloads, arguments), |cluster| {
         let pair = Pair::of(cluster)?;
-        for node in pair.nodes {
-            shell(node, TRACKED)?;
-        }
         for (node, end) in pair.nodes.iter().zip(&pair.ends) {
             if setting.path != Path::Kernel {
                 wait_served(node, end)?;
