@@ -71,6 +71,14 @@ fn is_published(cluster: &lab::Cluster, node: &Node, other: &Node) -> Outcome {
 pub(crate) fn parent_recreated() -> Outcome {
     with_cluster(setting::vxlan().pair(), |cluster| {
         let [node, other] = [1, 2].map(|number| &**cluster.node(number));
+        let entries = || {
+            shell(
+                node,
+                "ip route show | grep flannel; bridge fdb show dev flannel.1; ip neighbour show dev flannel.1",
+            )
+        };
+        let before = entries()?;
+        ensure!(before.lines().count() == 3, "{before}");
         shell(node, "ip link delete eth0")?;
         eventually("the end of the device", PROMPT, || {
             let now = link(node, "flannel.1")?;
@@ -97,11 +105,11 @@ pub(crate) fn parent_recreated() -> Outcome {
             let now = link(node, "flannel.1")?;
             Ok(now.map(drop).ok_or_else(|| "none".to_owned()))
         })?;
+        eventually("the peer's entries", PROMPT, || {
+            let now = entries().unwrap_or_default();
+            Ok((now == before).then_some(()).ok_or(now))
+        })?;
         is_published(cluster, node, other)?;
-        node.agent()
-            .wait_status("all objects as they should be", |status| {
-                status.objects.iter().all(|object| object.state == "ok")
-            })?;
         for (from, to) in [(node, other), (other, node)] {
             udp_arrives(&from.pods()[0], &to.pods()[0], 200, 64)?;
         }
