@@ -66,6 +66,8 @@ pub enum Command {
     Flows(FlowsOptions),
     /// Load and attach the BPF programs as `run` would, leave nothing behind, and show what this kernel makes of them.
     Probe(ProbeOptions),
+    /// Show a network config with all its defaults, and all that is wrong with it; exits 0 if the agent would take it.
+    CheckConfig(CheckConfigOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
 }
@@ -349,6 +351,14 @@ pub struct ProbeOptions {
     /// A BPF object instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub bpf_object: Option<PathBuf>,
+}
+
+/// Options of `check-config`.
+#[derive(Debug, Args)]
+pub struct CheckConfigOptions {
+    /// The file with the config, or - for standard input
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
 }
 
 /// Options of `cleanup`.

@@ -2,7 +2,7 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; `run`: ended by SIGTERM or SIGINT, and for no other reason; `status`: the agent is ready; `fast-path`: it is as wanted |
+//! | 0 | done; `run`: ended by SIGTERM or SIGINT, and for no other reason; `status`: the agent is ready; `fast-path`: it is as wanted; `check-config`: the agent would take it |
 //! | 1 | failed: one line on standard error says what, why and what to do; `status`: not ready, or no agent |
 //! | 2 | the command line is wrong |
 //!
@@ -10,6 +10,7 @@
 //! a wrong command line and for a lost lease, so that `Restart=on-failure` leaves the node without flannel.
 
 pub mod args;
+pub mod check_config;
 pub mod cleanup;
 pub mod fast_path;
 pub mod flows;
@@ -45,6 +46,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Status(options) => return status::run(&options),
         Command::FastPath(options) => return fast_path::run(&options),
         Command::Flows(options) => return flows::run(&options),
+        Command::CheckConfig(options) => return check_config::run(&options),
         Command::Probe(options) => probe::run(&options),
         Command::Cleanup(options) => cleanup::run(&options),
     };
