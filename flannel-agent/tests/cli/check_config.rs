@@ -61,7 +61,10 @@ fn warnings_are_no_failure() {
         "Backend":{"Type":"extension","SubnetAddCommand":"ip route add \"$SUBNET\" via $PUBLIC_IP"}}"#;
     let (code, config, findings) = check(&["-"], json);
     assert_eq!(code, Some(0));
-    assert!(config.contains("\"SubnetAddCommand\": \"ip route add"), "{config}");
+    assert!(
+        config.contains("\"SubnetAddCommand\": \"ip route add"),
+        "{config}"
+    );
     assert_eq!(
         findings,
         "warning: Nework: unknown, without effect\n\
@@ -72,7 +75,8 @@ fn warnings_are_no_failure() {
 
 #[test]
 fn every_error_is_printed() {
-    let json = r#"{"Network":"10.5.0.0/16","SubnetLen":8,"Foo":1,"Backend":{"Type":"vxlan","VNI":"x"}}"#;
+    let json =
+        r#"{"Network":"10.5.0.0/16","SubnetLen":8,"Foo":1,"Backend":{"Type":"vxlan","VNI":"x"}}"#;
     let (code, config, findings) = check(&["-"], json);
     assert_eq!((code, config.as_str()), (Some(1), ""));
     let lines: Vec<&str> = findings.lines().collect();
@@ -85,7 +89,10 @@ fn every_error_is_printed() {
     );
     let (code, _, findings) = check(&["-"], "no JSON");
     assert_eq!(code, Some(1));
-    assert!(findings.starts_with("error: not a JSON object: "), "{findings}");
+    assert!(
+        findings.starts_with("error: not a JSON object: "),
+        "{findings}"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! `vxlan::subnet::…` runs with `--fast-path=subnet`, `vxlan::off::…` on the kernel path alone. Each test has a cluster
 //! of its own, so any number of them run side by side.
 
+mod alloc;
 mod away;
 mod blackholes;
 mod bypass;
@@ -16,11 +17,13 @@ mod dialog;
 mod differential;
 mod escape;
 mod etcds;
+mod extension;
 mod fallback;
 mod floods;
 mod flow;
 mod flows;
 mod headers;
+mod ipip;
 mod ipv6;
 mod ipvs;
 mod kernels;
@@ -140,6 +143,18 @@ fn main() -> ExitCode {
             .iter()
             .map(|(broken, test, complaint)| caught(broken, *test, complaint)),
     );
+    trials.extend(
+        ipip::TESTS
+            .iter()
+            .map(|(name, path, test, lacks)| of_backend("ipip", name, *path, *test, *lacks)),
+    );
+    for (backend, tests) in [("extension", extension::TESTS), ("alloc", alloc::TESTS)] {
+        trials.extend(
+            tests
+                .iter()
+                .map(|(name, test)| of_backend(backend, name, Path::Kernel, *test, || None)),
+        );
+    }
     trials.extend(udp::TESTS.iter().map(|(name, test)| alone(name, *test)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -165,6 +180,25 @@ fn special(setting: Setting, (name, test, lacks): (&str, Test, Lacks)) -> Trial 
     Trial::ignorable_test(
         format!("{setting}::{name}"),
         move || match support::missing(setting.path).or_else(lacks) {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => test(setting)
+                .map(|()| Completion::Completed)
+                .map_err(|error| Failed::from(format!("{error:#}"))),
+        },
+    )
+}
+
+/// A trial of a backend that has no tests but its own: of the setting only the path is used.
+fn of_backend(backend: &str, name: &str, path: Path, test: Test, lacks: Lacks) -> Trial {
+    let setting = Setting {
+        backend: Backend::Vxlan,
+        path,
+        mark: false,
+        broken: None,
+    };
+    Trial::ignorable_test(
+        format!("{backend}::{name}"),
+        move || match support::missing(path).or_else(lacks) {
             Some(reason) => Ok(Completion::ignored_with(reason)),
             None => test(setting)
                 .map(|()| Completion::Completed)

@@ -96,7 +96,7 @@ pub(crate) fn exit_statuses(setting: Setting) -> Outcome {
 }
 
 /// Options that keep an agent of no lab's to the node's directory.
-fn own_files(node: &Node) -> [String; 4] {
+pub(crate) fn own_files(node: &Node) -> [String; 4] {
     let file = |name: &str| node.directory().join(name).display().to_string();
     [
         format!("--subnet-file={}", file("subnet.env")),

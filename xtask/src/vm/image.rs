@@ -38,12 +38,15 @@ const BASIC_TESTS: [&str; 3] = [
 ];
 
 /// Cluster tests of what the machine's own kernel may not have.
-const SPECIAL_TESTS: [&str; 5] = [
+const SPECIAL_TESTS: [&str; 8] = [
     "vxlan::flow::a_tagged_uplink_is_fast_and_tagged_frames_are_the_kernels",
     "host_gw::flow::a_tagged_uplink_is_fast_and_tagged_frames_are_the_kernels",
     "vxlan::flow::sctp_is_the_kernels",
     "vxlan::flow::what_ipvs_rewrites_is_never_fast",
     "vxlan::flow_by_mark::what_ipvs_rewrites_is_never_fast",
+    "ipip::pods_reach_pods_beside_a_fast_path",
+    "ipip::stock_nodes_are_peers_like_any",
+    "ipip::peers_on_the_link_are_routed_to",
 ];
 
 /// Which cluster tests a machine runs.
