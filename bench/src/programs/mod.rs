@@ -253,7 +253,12 @@ where
     V: Numbered + PartialEq,
     K: Copy + Ord + Display + From<V::Address> + Into<V::Address>,
 {
-    let indexed = Indexed::adopt(map(index)?.try_into()?, map(values)?.try_into()?, host_bits, true)?;
+    let indexed = Indexed::adopt(
+        map(index)?.try_into()?,
+        map(values)?.try_into()?,
+        host_bits,
+        true,
+    )?;
     Ok(Table::adopt(values, indexed)?)
 }
 

@@ -42,7 +42,10 @@ impl Dirty {
     /// Everything that a lost event may have been about, but for how the kernel reaches the peers: to ask that of each is
     /// the most costly of all, and `hops` says whether it is due.
     pub fn resync(hops: bool) -> Self {
-        Self { hops, ..Self::all() }
+        Self {
+            hops,
+            ..Self::all()
+        }
     }
 
     /// What either says.
