@@ -67,6 +67,13 @@ fn link_flaps(setting: Setting) -> Outcome {
         for flap in flaps {
             shell(node, flap)?;
             route_becomes(node, &subnet, &before).context(flap)?;
+            // The switch takes a moment to see its end of the link up (linkwatch, at most a second).
+            let ping = format!("ping -c 1 -W 1 {}", other.address());
+            eventually("the link", PROMPT, || {
+                Ok(shell(node, &ping)
+                    .map(drop)
+                    .map_err(|error| error.to_string()))
+            })?;
             udp_arrives(&node.pods()[0], &other.pods()[0], 200, 64).context(flap)?;
             udp_arrives(&other.pods()[0], &node.pods()[0], 200, 64).context(flap)?;
         }
