@@ -1,10 +1,17 @@
 //! The tunnel devices' part of a pass, and what this node publishes of them.
 
 use super::{Dirty, Reconciler, device};
+use ipnet::IpNet;
+
 use crate::{
     backend,
-    family::PerFamily,
-    kernel::objects::{Link, TunnelDevice, TunnelKind},
+    family::{Family, PerFamily, host},
+    kernel::{
+        apply,
+        diff::LinkOp,
+        netlink::Error,
+        objects::{Link, TunnelDevice, TunnelKind},
+    },
 };
 
 impl Reconciler {
@@ -17,6 +24,10 @@ impl Reconciler {
                 Ok(ensured) => {
                     if ensured.created {
                         (dirty.routes, dirty.neighbours, dirty.hops) = (true, true, true);
+                    }
+                    let index = ensured.link.index;
+                    if let Err(error) = self.remove_former_address(family, index) {
+                        problem = Some(error.to_string());
                     }
                     // No other kind of device has one that is published.
                     if let TunnelKind::Vxlan(_) = desired.kind {
@@ -37,6 +48,27 @@ impl Reconciler {
         let complete = problem.is_none();
         self.board.problem("device", problem);
         complete
+    }
+
+    /// Removes the address of a former run's subnet in another network, which the kernel would choose as a source.
+    fn remove_former_address(&mut self, family: Family, index: u32) -> Result<(), Error> {
+        let Some(former) = self.settings.former.get(family) else {
+            return Ok(());
+        };
+        let address = host(former.network());
+        let own = self.own.subnets.get(family).map(IpNet::network);
+        let addresses = self.observed.addresses.get_mut(&index);
+        if own == Some(former.network()) {
+            return Ok(());
+        }
+        if let Some(addresses) = addresses
+            && let Some(position) = addresses.iter().position(|net| *net == address)
+        {
+            tracing::info!(%address, "removing the address of a former subnet from the tunnel device");
+            apply::link(&mut self.netlink, &LinkOp::RemoveAddress(index, address))?;
+            addresses.remove(position);
+        }
+        Ok(())
     }
 
     /// Publishes what this node's lease should say.

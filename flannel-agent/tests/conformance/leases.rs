@@ -208,6 +208,11 @@ pub(crate) fn config_changes() -> Outcome {
         );
         let routes = crate::support::shell(node, "ip route show")?;
         ensure!(!routes.contains("10.5."), "{routes}");
+        let addresses = crate::support::shell(node, "ip -4 address show dev flannel.1")?;
+        ensure!(
+            addresses.contains("10.6.") && !addresses.contains("10.5."),
+            "{addresses}"
+        );
         Ok(())
     })
 }
