@@ -19,11 +19,10 @@ impl Reconciler {
             }
             Event::Route(net, route, gone) => {
                 let known = self.observed.routes.get(&net) == Some(&route);
-                if known == gone {
-                    let networks = self.settings.config.networks();
-                    dirty.routes = true;
-                    dirty.hops |= !networks.values().any(|network| network.contains(&net));
-                }
+                dirty.routes |= known == gone;
+                // Whether it is known or not: it may have been read after the hops were.
+                let networks = self.settings.config.networks();
+                dirty.hops |= !networks.values().any(|network| network.contains(&net));
             }
             Event::OtherRoute => dirty.hops = true,
             Event::Neighbour(index, neighbour, gone) => {

@@ -265,6 +265,7 @@ pub(crate) const CHECKS: &[Check] = &[
         )
     },
     Check {
+        ours: "not there yet",
         tests: &[("kubernetes_annotations", || {
             setting::not_there_yet("the Kubernetes subnet manager")
         })],

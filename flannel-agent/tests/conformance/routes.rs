@@ -138,9 +138,11 @@ pub(crate) fn direct_routing_follows_routes() -> Outcome {
         let direct = format!("{subnet} via {} dev eth0\n", far.address());
         route_becomes(node, &subnet, &tunnelled)?;
         // The router plays the link between both: it answers for the peer, and passes on what is for its pods.
-        cluster
-            .switch()
-            .sysctl(&[("net/ipv4/conf/br0/proxy_arp", "1")])?;
+        cluster.switch().sysctl(&[
+            ("net/ipv4/conf/br0/proxy_arp", "1"),
+            // Else it answers after a random time of up to 0.8 s.
+            ("net/ipv4/neigh/br0/proxy_delay", "0"),
+        ])?;
         lab::underlay::ip_batch(
             cluster.switch(),
             &format!("route add {subnet} via {}\n", far.address()),
