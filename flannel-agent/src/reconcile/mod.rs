@@ -144,7 +144,7 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
             () = inputs.rules.changed() => dirty.status = true,
             _ = timer.tick() => {
                 ticks += 1;
-                dirty = dirty.or(Dirty::resync(ticks % HOPS_EVERY == 0));
+                dirty = dirty.or(Dirty::resync(ticks.is_multiple_of(HOPS_EVERY)));
             }
             () = wait(due) => if !dirty.any() {
                 dirty = Dirty::all();
