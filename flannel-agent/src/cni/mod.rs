@@ -15,7 +15,7 @@
 //! | [`request`] | what the runtime asks for, from the environment |
 //! | [`version`] | versions of the CNI specification, and the commands that came with them |
 //! | [`netconf`] | the network config on standard input |
-//! | [`env`] | `subnet.env` |
+//! | [`mod@env`] | `subnet.env` |
 //! | [`delegate`] | the config for the plugin that does the work |
 //! | [`go_json`] | JSON to the byte as Go writes it |
 //! | [`invoke`] | runs that plugin |
