@@ -2,6 +2,7 @@
 
 use super::{Reconciler, repair::describe, rules};
 use crate::{
+    backend,
     family::{Family, host},
     kernel::{
         diff::{self, Op, permanent},
@@ -79,7 +80,8 @@ impl Reconciler {
 
     /// Whether the backend reaches a subnet by a route of its own.
     fn wants_route(&self, subnet: &ipnet::IpNet) -> bool {
-        self.plan.desired.routes.contains_key(subnet) || self.devices().is_empty()
+        let owns = backend::owns_routes(&self.settings.config);
+        self.plan.desired.routes.contains_key(subnet) || (owns && self.devices().is_empty())
     }
 
     fn via(&self, route: &Route) -> &'static str {

@@ -142,6 +142,16 @@ fn connect_pods(setting: Setting) -> Outcome {
         // As Go writes it.
         ensure!(value.contains(r"\u003c") && !value.contains('<'), "{value}");
 
+        let status = pair.nodes[0].agent().status()?;
+        ensure!(
+            status
+                .peers
+                .iter()
+                .all(|peer| peer.via == "extension" && peer.problem.is_none()),
+            "{:?}",
+            status.peers
+        );
+
         let post = format!("post {}| 192.168.100.1| 10.5.0.0/16 []", subnets[0]);
         let add = format!("add {}| 192.168.100.2|  [{data}]", subnets[1]);
         logged(&folder, &[&post, &add])?;
