@@ -224,7 +224,12 @@ fn harm_no_other(setting: Setting) -> Outcome {
         let expected = format!(
             "10.5.210.0/24: Backend.SubnetAddCommand: {script}: exit status: 1: line | no luck"
         );
-        agent.wait_status("the problem", |status| status.problems.contains(&expected))?;
+        agent.wait_status("the problem", |status| {
+            let mut peers = status.peers.iter();
+            let peer = peers.find(|peer| peer.subnet == "10.5.210.0/24");
+            let why = peer.and_then(|peer| peer.problem.as_ref());
+            status.problems.contains(&expected) && why.is_some_and(|why| expected.ends_with(why))
+        })?;
         let hangs = folder.log(1).with_extension("hangs");
         eventually("the one that hangs", PROMPT, || {
             Ok(hangs.exists().then_some(()).ok_or_else(String::new))
