@@ -17,7 +17,7 @@
 //! | [`netconf`] | the network config: defaults and rules |
 //! | [`lease`] | leases, and the subnet manager that keeps them in etcd |
 //! | [`iface`] | the choice of the interface between nodes |
-//! | [`backend`] | vxlan, host-gw, udp: leases into desired objects, without side effects |
+//! | [`backend`] | vxlan, host-gw, udp, ipip: leases into desired objects; extension: nodes into commands; without side effects |
 //! | [`kernel`] | reads and writes kernel objects; nothing else does |
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |

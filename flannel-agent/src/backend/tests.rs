@@ -351,7 +351,7 @@ fn any_lease() -> impl Strategy<Value = Lease> {
         Just("10.5.8.0/22".to_owned())
     ];
     let v6 = prop::option::of((8u8..12, 1u8..4, 1u8..4));
-    (subnet, 1u8..5, 1u8..5, v6, any::<bool>()).prop_map(|(subnet, node, last, v6, gw)| {
+    (subnet, 1u8..5, 1u8..5, v6, 0u8..4).prop_map(|(subnet, node, last, v6, backend)| {
         let mut lease = vxlan_lease(&subnet, &format!("192.168.100.{node}"), last);
         if let Some((third, node, last)) = v6 {
             lease.subnets.v6 = Some(format!("fd00:5:0:{third}::/64").parse().unwrap());
@@ -360,8 +360,10 @@ fn any_lease() -> impl Strategy<Value = Lease> {
                 vteps.v6 = Some(vtep(last));
             }
         }
-        if gw {
-            lease.attributes.backend = BackendData::HostGw;
+        match backend {
+            0 => lease.attributes.backend = BackendData::HostGw,
+            1 => lease.attributes.backend = BackendData::Ipip,
+            _ => {}
         }
         lease
     })
@@ -374,10 +376,13 @@ proptest! {
             r#"{"Type":"vxlan"}"#,
             r#"{"Type":"vxlan","DirectRouting":true}"#,
             r#"{"Type":"host-gw"}"#,
+            r#"{"Type":"ipip"}"#,
+            r#"{"Type":"ipip","DirectRouting":true}"#,
         ]),
         steps in prop::collection::vec((0u8..6, prop::option::of(any_lease())), 1..40),
     ) {
-        let (config, uplink, hops) = (dual_config(backend), uplink(), hops());
+        let config = if backend.contains("ipip") { config(backend) } else { dual_config(backend) };
+        let (uplink, hops) = (uplink(), hops());
         let facts = facts(&config, &uplink, &hops);
         let mut leases: BTreeMap<String, Lease> = BTreeMap::new();
         let mut plan = Plan::default();

@@ -1,7 +1,8 @@
 //! What the reconciler knows, for the status.
 
-use super::{Reconciler, repair::describe, rules};
+use super::{Reconciler, extension, repair::describe, rules};
 use crate::{
+    backend,
     family::{Family, host},
     kernel::{
         diff::{self, Op, permanent},
@@ -55,8 +56,12 @@ impl Reconciler {
             .filter_map(move |family| {
                 let subnet = lease.subnets.get(family)?;
                 let node = lease.attributes.addresses.get(family);
+                let failed = |keeper: &extension::Keeper| keeper.failure(key);
                 let problem = match self.plan.problem(key, family) {
                     Some(problem) => Some(problem.reason.clone()),
+                    None if let Some(failure) = self.extension.as_ref().and_then(failed) => {
+                        Some(failure)
+                    }
                     None if self.in_place(subnet) || !self.wants_route(subnet) => None,
                     None => Some("its route is not in place: see the objects".into()),
                 };
@@ -79,7 +84,8 @@ impl Reconciler {
 
     /// Whether the backend reaches a subnet by a route of its own.
     fn wants_route(&self, subnet: &ipnet::IpNet) -> bool {
-        self.plan.desired.routes.contains_key(subnet) || self.devices().is_empty()
+        let owns = backend::owns_routes(&self.settings.config);
+        self.plan.desired.routes.contains_key(subnet) || (owns && self.devices().is_empty())
     }
 
     fn via(&self, route: &Route) -> &'static str {

@@ -142,6 +142,16 @@ fn connect_pods(setting: Setting) -> Outcome {
         // As Go writes it.
         ensure!(value.contains(r"\u003c") && !value.contains('<'), "{value}");
 
+        let status = pair.nodes[0].agent().status()?;
+        ensure!(
+            status
+                .peers
+                .iter()
+                .all(|peer| peer.via == "extension" && peer.problem.is_none()),
+            "{:?}",
+            status.peers
+        );
+
         let post = format!("post {}| 192.168.100.1| 10.5.0.0/16 []", subnets[0]);
         let add = format!("add {}| 192.168.100.2|  [{data}]", subnets[1]);
         logged(&folder, &[&post, &add])?;
@@ -214,7 +224,12 @@ fn harm_no_other(setting: Setting) -> Outcome {
         let expected = format!(
             "10.5.210.0/24: Backend.SubnetAddCommand: {script}: exit status: 1: line | no luck"
         );
-        agent.wait_status("the problem", |status| status.problems.contains(&expected))?;
+        agent.wait_status("the problem", |status| {
+            let mut peers = status.peers.iter();
+            let peer = peers.find(|peer| peer.subnet == "10.5.210.0/24");
+            let why = peer.and_then(|peer| peer.problem.as_ref());
+            status.problems.contains(&expected) && why.is_some_and(|why| expected.ends_with(why))
+        })?;
         let hangs = folder.log(1).with_extension("hangs");
         eventually("the one that hangs", PROMPT, || {
             Ok(hangs.exists().then_some(()).ok_or_else(String::new))

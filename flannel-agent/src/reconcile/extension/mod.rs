@@ -141,7 +141,11 @@ impl Reconciler {
 /// A handle on the task.
 pub struct Keeper {
     wanted: watch::Sender<Nodes>,
+    failures: watch::Receiver<Failures>,
 }
+
+/// Why what was run last for a node has failed; only those for which it has.
+type Failures = BTreeMap<Subject, String>;
 
 impl Keeper {
     /// Starts the task, if the backend is extension; the commands for `own`, this node, have been run.
@@ -150,8 +154,15 @@ impl Keeper {
         let nodes = BTreeMap::from([(Subject::Own, own.clone())]);
         let (wanted, receiver) = watch::channel(Arc::new(nodes));
         let slots = BTreeMap::from([(Subject::Own, Slot::done(own))]);
-        tokio::spawn(keep(config.clone(), slots, receiver, board.clone()));
-        Some(Self { wanted })
+        let (sender, failures) = watch::channel(Failures::new());
+        tokio::spawn(keep(config.clone(), slots, receiver, sender, board.clone()));
+        Some(Self { wanted, failures })
+    }
+
+    /// Why the last command for the node whose lease has this key has failed, if it has.
+    pub(super) fn failure(&self, key: &str) -> Option<String> {
+        let failures = self.failures.borrow();
+        failures.get(&Subject::Other(key.to_owned())).cloned()
     }
 }
 
@@ -159,6 +170,7 @@ async fn keep(
     config: NetworkConfig,
     mut slots: BTreeMap<Subject, Slot>,
     mut wanted: watch::Receiver<Nodes>,
+    failures: watch::Sender<Failures>,
     board: Board,
 ) {
     let mut running = JoinSet::new();
@@ -188,7 +200,12 @@ async fn keep(
             wake = [wake, slot.wake(node)].into_iter().flatten().min();
         }
         slots.retain(|subject, slot| nodes.contains_key(subject) || !slot.is_empty());
-        board.problem("extension", problem(&slots));
+        let failed: Failures = slots
+            .iter()
+            .filter_map(|(subject, slot)| Some((subject.clone(), slot.failure()?.to_owned())))
+            .collect();
+        board.problem("extension", problem(&slots, &failed));
+        failures.send_replace(failed);
         let wake = async {
             match wake {
                 // What is due waits for another command's end.
@@ -228,11 +245,14 @@ fn command_of(config: &NetworkConfig, subject: &Subject, step: &Step) -> Option<
     }
 }
 
-fn problem(slots: &BTreeMap<Subject, Slot>) -> Option<String> {
-    let mut failures = slots.values().filter_map(Slot::failure);
-    let first = failures.next()?;
-    Some(match failures.count() {
-        0 => first,
-        more => format!("{first} (and {more} more)"),
+fn problem(slots: &BTreeMap<Subject, Slot>, failures: &Failures) -> Option<String> {
+    let (subject, why) = failures.first_key_value()?;
+    let subnet = slots
+        .get(subject)
+        .and_then(Slot::subnets)
+        .unwrap_or_default();
+    Some(match failures.len() - 1 {
+        0 => format!("{subnet}: {why}"),
+        more => format!("{subnet}: {why} (and {more} more)"),
     })
 }

@@ -133,14 +133,14 @@ impl Slot {
         });
     }
 
-    /// What is wrong, if something is.
-    pub(super) fn failure(&self) -> Option<String> {
-        let failed = self.failed.as_ref()?;
-        Some(format!(
-            "{}: {}",
-            failed.step.node().subnets.join(),
-            failed.why
-        ))
+    /// Why the last step has failed, if it has.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failed.as_ref().map(|failed| failed.why.as_str())
+    }
+
+    /// The subnets that the step which has failed is about.
+    pub(super) fn subnets(&self) -> Option<String> {
+        Some(self.failed.as_ref()?.step.node().subnets.join())
     }
 
     /// Whether nothing has to be removed or waited for.
@@ -205,10 +205,8 @@ mod tests {
             assert_eq!(slot.due(Some(&one), now), Some(add.clone()));
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(
-            slot.failure().as_deref(),
-            Some("10.5.7.0/24: exit status: 1")
-        );
+        assert_eq!(slot.failure(), Some("exit status: 1"));
+        assert_eq!(slot.subnets().as_deref(), Some("10.5.7.0/24"));
         // Something else is not kept waiting, and what was half done is undone.
         let remove = Step::Remove(one.clone());
         assert_eq!(slot.due(Some(&other), start), Some(remove.clone()));
