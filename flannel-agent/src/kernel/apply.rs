@@ -186,7 +186,15 @@ fn address_message(index: u32, net: IpNet) -> AddressMessage {
 /// # Errors
 /// When the socket fails; then nothing is known about the operations.
 pub fn peers(netlink: &mut Netlink, ops: &[Op]) -> Result<Vec<Result<(), Error>>, Error> {
-    let results = netlink.exchange(ops.iter().map(request))?;
+    let mut results = netlink.exchange(ops.iter().map(request))?;
+    for (result, op) in results.iter_mut().zip(ops) {
+        if let (Err(error), Op::SetRoute(destination, route)) = (&*result, op)
+            && error.errno() == Some(libc::EINVAL)
+            && route.onlink
+        {
+            *result = take_over(netlink, *destination, *route)?;
+        }
+    }
     Ok(results
         .into_iter()
         .zip(ops)
@@ -196,6 +204,24 @@ pub fn peers(netlink: &mut Netlink, ops: &[Op]) -> Result<Vec<Result<(), Error>>
             other => other.map(drop),
         })
         .collect())
+}
+
+/// Sets a route whose gateway lies in its own destination, where a route to that destination leads through another device:
+/// IPv6 wants the gateway on the route's own (net/ipv6/route.c, `ip6_route_check_nh_onlink`). So first one without gateway
+/// takes the place of the other; there is a route at any time.
+fn take_over(
+    netlink: &mut Netlink,
+    destination: IpNet,
+    route: Route,
+) -> Result<Result<Vec<RouteNetlinkMessage>, Error>, Error> {
+    let bare = Route {
+        gateway: None,
+        onlink: false,
+        ..route
+    };
+    let steps = [bare, route].map(|route| request(&Op::SetRoute(destination, route)));
+    let mut results = netlink.exchange(steps)?;
+    Ok(results.swap_remove(1))
 }
 
 fn removes(op: &Op) -> bool {
@@ -209,7 +235,8 @@ fn is_absent(error: &Error) -> bool {
     matches!(error.errno(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-fn request(op: &Op) -> Request {
+/// The request that carries out an operation.
+pub fn request(op: &Op) -> Request {
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     match *op {
         Op::SetNeighbour(device, address, mac) => (

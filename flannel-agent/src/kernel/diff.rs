@@ -29,13 +29,20 @@ pub struct Ownership {
     pub ipip: Option<u32>,
     /// Index of the interface that carries traffic between nodes.
     pub uplink: u32,
+    /// Routes that this process has made and whose form does not show it: to subnets of another length than the config's.
+    pub made: BTreeMap<IpNet, Route>,
 }
 
 impl Ownership {
     /// Whether a route is of the form that flannel writes: `<subnet> via <subnet address> dev flannel.N onlink`,
     /// `<subnet> via <node> dev flannel.ipip onlink`, or `<subnet> via <node> dev <uplink>` inside the network, all of
-    /// protocol boot. flanneld's `DirectRouting` with IPIP writes the last one with `onlink` too.
+    /// protocol boot; or made by this process. flanneld's `DirectRouting` with IPIP writes the last one with `onlink` too.
     pub fn covers(&self, destination: &IpNet, route: &Route) -> bool {
+        self.made.get(destination) == Some(route) || self.is_flannels(destination, route)
+    }
+
+    /// Whether its form alone shows that a route is flannel's.
+    pub fn is_flannels(&self, destination: &IpNet, route: &Route) -> bool {
         let Some(gateway) = route.gateway.filter(|_| route.boot) else {
             return false;
         };

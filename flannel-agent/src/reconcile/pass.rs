@@ -15,7 +15,7 @@ use crate::{
     iface::{self, Uplink},
     kernel::{
         netlink::{Error, Netlink},
-        objects::Observed,
+        objects::{Observed, Route},
         observe::{self, Hop},
         pods::{Pods, Scan},
     },
@@ -78,6 +78,8 @@ pub struct Reconciler {
     pub(super) topology: Option<Topology>,
     /// The mark that netfilter sets, once its rule is there.
     pub(super) marked: Option<u32>,
+    /// Routes that were made and whose form does not show it.
+    pub(super) made: BTreeMap<IpNet, Route>,
     /// Operations that failed, by object.
     pub(super) failures: BTreeMap<String, String>,
     /// Whether leases have been reported at all; before, an empty list means nothing.
@@ -122,6 +124,7 @@ impl Reconciler {
             proxy: None,
             topology: None,
             marked: None,
+            made: BTreeMap::new(),
             failures: BTreeMap::new(),
             listed: false,
         }

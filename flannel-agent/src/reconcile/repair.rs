@@ -142,12 +142,14 @@ impl Reconciler {
             vteps: of_kind(|kind| matches!(kind, LinkKind::Vxlan(_))),
             ipip: of_kind(|kind| matches!(kind, LinkKind::Ipip(_))).v4,
             uplink: self.uplink.index,
+            made: self.made.clone(),
         }
     }
 
     /// Carries out `ops` and remembers what has failed. Whether nothing has, now or before.
     fn carry_out(&mut self, ops: &[Op]) -> Result<bool, Error> {
         let results = apply::peers(&mut self.netlink, ops)?;
+        let ownership = self.ownership();
         let mut changed = 0;
         for (op, result) in ops.iter().zip(results) {
             COUNTERS.changes(kind(op)).count(&result);
@@ -156,6 +158,7 @@ impl Reconciler {
                     changed += 1;
                     tracing::debug!("{}", describe(op));
                     self.observed.record(op);
+                    self.remember(op, &ownership);
                     if !self.failures.is_empty() {
                         self.failures.remove(&describe(op));
                     }
@@ -175,6 +178,22 @@ impl Reconciler {
         });
         self.board.problem("objects", problem);
         Ok(self.failures.is_empty())
+    }
+}
+
+impl Reconciler {
+    /// Remembers a route that is not known for the agent's when its lease is gone.
+    fn remember(&mut self, op: &Op, ownership: &Ownership) {
+        match op {
+            Op::SetRoute(destination, route) => {
+                self.made.remove(destination);
+                if !ownership.is_flannels(destination, route) {
+                    self.made.insert(*destination, *route);
+                }
+            }
+            Op::RemoveRoute(destination, _) => drop(self.made.remove(destination)),
+            _ => {}
+        }
     }
 }
 

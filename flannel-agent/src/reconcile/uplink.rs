@@ -1,5 +1,9 @@
 //! Follows the interface between nodes: it may be gone, made anew, or have another address.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::{Dirty, Reconciler};
 use crate::{
     family::{Family, PerFamily},
@@ -28,7 +32,9 @@ impl Reconciler {
             .uplink
             .addresses
             .iter()
-            .filter(|(_, address)| !self.has(index, **address))
+            .filter(|(family, address)| {
+                !self.has(index, **address) || self.is_makeshift(index, *family, **address)
+            })
             .map(|(family, _)| family)
             .collect();
         if !lost.is_empty() {
@@ -48,13 +54,23 @@ impl Reconciler {
         true
     }
 
-    fn has(&self, index: u32, address: std::net::IpAddr) -> bool {
+    fn has(&self, index: u32, address: IpAddr) -> bool {
         let addresses = self.observed.addresses.get(&index);
         addresses.is_some_and(|list| list.iter().any(|net| net.addr() == address))
     }
 
+    /// Whether an address is link-local while the interface has one that other nodes can reach: chosen when the interface
+    /// was not configured yet.
+    fn is_makeshift(&self, index: u32, family: Family, address: IpAddr) -> bool {
+        let addresses = self.observed.addresses.get(&index);
+        let mut of_family = addresses.into_iter().flatten().map(IpNet::addr);
+        is_link_local(address)
+            && of_family.any(|other| Family::of(other) == family && !is_link_local(other))
+    }
+
     /// Chooses again among the addresses of the interface, by the same options, and publishes the choice. Without one
-    /// all stays as it is.
+    /// all stays as it is: a link-local address, which a link that comes back has before any other, replaces none that
+    /// nodes beyond the link can reach.
     fn change_address(&mut self, dirty: &mut Dirty) {
         let candidates = Candidates {
             links: self
@@ -77,6 +93,13 @@ impl Reconciler {
         let Ok(chosen) = candidates.choose(&options) else {
             return;
         };
+        let worse = chosen.addresses.iter().any(|(family, address)| {
+            let old = self.uplink.addresses.get(family);
+            is_link_local(*address) && old.is_some_and(|old| !is_link_local(*old))
+        });
+        if worse {
+            return;
+        }
         if chosen != self.uplink {
             tracing::warn!(
                 name = chosen.name,
@@ -90,5 +113,12 @@ impl Reconciler {
             self.publish_attributes();
             *dirty = Dirty::all();
         }
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

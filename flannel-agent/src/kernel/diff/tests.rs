@@ -14,6 +14,7 @@ fn ownership() -> Ownership {
         vteps: PerFamily::v4(VTEP),
         ipip: None,
         uplink: UPLINK,
+        made: BTreeMap::new(),
     }
 }
 
@@ -463,4 +464,27 @@ fn only_ipips_routes_are_removed_with_onlink() {
         let covers = ownership(ipip).covers(&subnet, &route);
         assert_eq!(covers, owned, "{ipip:?} {route:?}");
     }
+}
+
+#[test]
+fn a_route_of_another_length_goes_if_this_process_made_it() {
+    let destination = net([10, 5, 4, 0], 23);
+    let route = Route {
+        gateway: Some(node(5)),
+        device: UPLINK,
+        onlink: false,
+        boot: true,
+    };
+    let observed = Observed {
+        routes: BTreeMap::from([(destination, route)]),
+        ..Observed::default()
+    };
+    let ops = |ownership: &Ownership| peers(&Desired::default(), &observed, ownership);
+    assert_eq!(ops(&ownership()), []);
+    let made = BTreeMap::from([(destination, route)]);
+    let ownership = Ownership {
+        made,
+        ..ownership()
+    };
+    assert_eq!(ops(&ownership), [Op::RemoveRoute(destination, route)]);
 }
