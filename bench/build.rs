@@ -11,8 +11,16 @@ fn main() {
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={log}");
     }
+    // What is measured is built from these: a report must not name a commit that they differ from.
+    for sources in ["bench", "flannel-agent", "flannel-common", "flannel-ebpf"] {
+        println!("cargo::rerun-if-changed=../{sources}/src");
+    }
     let commit = git(&["rev-parse", "--short=12", "HEAD"]);
-    let commit = commit.unwrap_or_else(|| UNKNOWN.to_owned());
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some();
+    let commit = commit.map_or_else(
+        || UNKNOWN.to_owned(),
+        |commit| commit + if changed { " and changes" } else { "" },
+    );
     println!("cargo::rustc-env=BENCH_COMMIT={commit}");
 }
 

@@ -78,6 +78,11 @@ impl Unit {
         }
     }
 
+    /// Whether more of it is better: true of rates.
+    pub fn is_gain(self) -> bool {
+        self == Self::PerSecond
+    }
+
     /// Decimals that are worth reading.
     pub fn decimals(self) -> usize {
         match self {

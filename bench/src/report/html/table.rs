@@ -94,7 +94,12 @@ fn cells(row: &Row, comparison: &Comparison, columns: Columns) -> Markup {
         (3, EQUAL)
     };
     let interval = comparison.interval;
-    let class = chart::class(&interval, none);
+    // By these classes less is shown as good.
+    let class = match chart::class(&interval, none) {
+        "less" if row.unit.is_gain() => "more",
+        "more" if row.unit.is_gain() => "less",
+        class => class,
+    };
     // Noise is neither good nor bad, and nobody expects to be as fast as nodes without pods.
     let is_judged = row.carrier.is_fast() && comparison.base == Base::Kernel;
     let said = match comparison.verdict {
