@@ -150,10 +150,11 @@ impl<T: ToString> PerFamily<T> {
 /// The address that pods of a subnet use as their gateway: its first host address.
 pub fn gateway(net: IpNet) -> IpAddr {
     let first = net.network();
-    // Only a prefix that is no node's subnet, such as a damaged file may name, has no address after its first.
+    // Only a prefix that is no node's subnet, such as a damaged file may name, has no other address than its first.
     number(first)
         .checked_add(1)
         .and_then(|number| Family::of(first).address(number))
+        .filter(|gateway| net.contains(gateway))
         .unwrap_or(first)
 }
 
@@ -176,6 +177,7 @@ mod tests {
         let of = |net: &str| gateway(net.parse().unwrap()).to_string();
         assert_eq!(of("10.5.9.0/24"), "10.5.9.1");
         assert_eq!(of("fd00:5:9::/64"), "fd00:5:9::1");
+        assert_eq!(of("10.5.9.7/32"), "10.5.9.7");
         assert_eq!(of("255.255.255.255/32"), "255.255.255.255");
         let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
         assert_eq!(of(&format!("{last}/128")), last);
