@@ -122,9 +122,12 @@ impl Plan {
             if self.problems.remove(&(key.to_owned(), family)).is_some() {
                 continue;
             }
-            self.desired.routes.remove(subnet);
+            let route = self.desired.routes.remove(subnet);
             scope.routes.insert(*subnet);
-            let Some(device) = facts.tunnels.get(family) else {
+            // A subnet of another length may begin at the same address: the neighbour is this one's if its route says so.
+            let device = route.map(|route| route.device);
+            let tunnel = facts.tunnels.get(family);
+            let Some(device) = tunnel.filter(|tunnel| device == Some(**tunnel)) else {
                 continue;
             };
             let neighbour = (*device, subnet.network());
@@ -151,10 +154,17 @@ impl Plan {
         {
             return Some(format!("its VtepMAC {mac} is also that of {other}"));
         }
-        self.desired
-            .routes
-            .contains_key(subnet)
-            .then(|| "another lease has the same subnet".to_owned())
+        if self.desired.routes.contains_key(subnet) {
+            return Some("another lease has the same subnet".to_owned());
+        }
+        let (Reach::Vxlan(mac), Some(device)) = (reach, facts.tunnels.get(family)) else {
+            return None;
+        };
+        // There is one neighbour for an address, also where subnets of two lengths begin at it.
+        let neighbour = self.desired.neighbours.get(&(*device, subnet.network()));
+        neighbour
+            .is_some_and(|other| *other != mac)
+            .then(|| "another lease has a subnet that begins at the same address".to_owned())
     }
 
     fn demand(

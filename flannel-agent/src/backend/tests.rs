@@ -329,6 +329,27 @@ fn a_lease_that_makes_no_sense_here_affects_no_other() {
 }
 
 #[test]
+fn of_subnets_that_begin_at_one_address_the_first_has_the_neighbour() {
+    let leases = [
+        vxlan_lease("10.5.2.0/23", "192.168.100.3", 3),
+        vxlan_lease("10.5.2.0/24", "192.168.100.2", 2),
+    ];
+    let hops = hops();
+    let config = config(r#"{"Type":"vxlan"}"#);
+    let uplink = uplink();
+    let facts = facts(&config, &uplink, &hops);
+    let mut plan = Plan::new(&facts, [("a", &leases[0]), ("b", &leases[1])]);
+    let neighbours = |plan: &Plan| plan.desired.neighbours.clone();
+    let only = |last| BTreeMap::from([((VTEP, ip("10.5.2.0")), mac(last))]);
+    assert_eq!(neighbours(&plan), only(3));
+    assert!(plan.problem("b", Family::V4).is_some());
+    // When the first goes, all are planned anew.
+    assert!(plan.replace(&facts, "a", Some(&leases[0]), None).is_none());
+    let plan = Plan::new(&facts, [("b", &leases[1])]);
+    assert_eq!(neighbours(&plan), only(2));
+}
+
+#[test]
 fn a_peer_that_leaves_by_another_interface_is_not_for_the_fast_path() {
     let elsewhere = Some(Hop {
         device: 9,
