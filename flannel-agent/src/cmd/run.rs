@@ -394,8 +394,12 @@ async fn find_interface(
     chosen
 }
 
-/// Makes the tunnel devices, if the backend has some, before there is a lease: the lease publishes their MACs.
-fn make_devices(
+/// Makes the tunnel devices, if the backend has some, before there is a lease: the lease publishes their MACs, which are
+/// returned.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_devices(
     netlink: &mut Netlink,
     config: &NetworkConfig,
     interface: &Uplink,

@@ -38,6 +38,16 @@ pub struct OwnLease {
 /// One entry of the store: a lease, or the reason why it is not understood.
 pub type Entry = Result<Lease, String>;
 
+/// A name and a value of the store as an entry.
+pub fn entry(name: &str, value: &[u8]) -> Entry {
+    let subnets = key::parse(name).map_err(|error| error.to_string())?;
+    let attributes = Attributes::parse(value).map_err(|error| format!("key = {name}: {error}"))?;
+    Ok(Lease {
+        subnets,
+        attributes,
+    })
+}
+
 /// What a subnet manager reports.
 #[derive(Clone, Debug)]
 pub enum Event {

@@ -34,6 +34,7 @@ mod matrix;
 mod members;
 mod meter;
 mod mixed;
+mod model;
 mod mtu;
 mod nodes;
 mod offloads;
@@ -72,6 +73,9 @@ use suites::{
 use support::{Backend, Path, Setting, Skipped};
 
 fn main() -> ExitCode {
+    if let Some(code) = model::agent::main() {
+        return code;
+    }
     signals::tear_down_on_signals(signals::exit_code).expect("signal handlers can be installed");
     let mut trials = Vec::new();
     for backend in [Backend::Vxlan, Backend::HostGw] {

@@ -6,9 +6,9 @@ use crate::support::{Outcome, Setting};
 use crate::{
     away, blackholes, bypass, cleanup, cni, comparison, config, declined, differential, escape,
     fallback, floods, flow, flows, headers, ipv6, ipvs, kernels, life, marks, matrix, members,
-    mixed, mtu, nodes, offloads, order, permission, policies, process, repair, restart, routes,
-    rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers, window, wire,
-    xdp,
+    mixed, model, mtu, nodes, offloads, order, permission, policies, process, repair, restart,
+    routes, rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers, window,
+    wire, xdp,
 };
 
 /// A test of one backend on one path.
@@ -112,6 +112,14 @@ pub(crate) const IPV6: &[(&str, Test)] = &[
 
 /// Tests of what does not depend on the path.
 pub(crate) const CONTROL: &[(&str, Test)] = &[
+    (
+        "any_sequence_of_events_ends_as_wanted",
+        model::any_sequence_ends_as_wanted,
+    ),
+    (
+        "a_restart_changes_nothing_in_the_kernel",
+        model::a_restart_changes_nothing,
+    ),
     (
         "rules_drop_what_has_a_false_source",
         spoofing::rules_drop_what_has_a_false_source,

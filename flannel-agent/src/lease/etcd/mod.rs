@@ -26,7 +26,7 @@ pub use store::Options;
 use store::Store;
 pub use tls::{Error as TlsError, TlsFiles};
 
-use super::{Attributes, Entry, Event, Lease, OwnLease, Request, SubnetManager, key};
+use super::{Attributes, Entry, Event, OwnLease, Request, SubnetManager};
 use crate::{board::Board, metrics::COUNTERS, netconf::NetworkConfig};
 
 /// First pause after a failure; doubles up to `BACKOFF_MAX`.
@@ -390,15 +390,6 @@ async fn until(deadline: Option<Instant>) {
 fn understand(prefix: &str, entry: &KeyValue) -> (String, Entry) {
     let full = String::from_utf8_lossy(entry.key());
     let name = full.strip_prefix(prefix).unwrap_or(&full).to_owned();
-    let lease = key::parse(&name)
-        .map_err(|error| error.to_string())
-        .and_then(|subnets| {
-            Attributes::parse(entry.value())
-                .map(|attributes| Lease {
-                    subnets,
-                    attributes,
-                })
-                .map_err(|error| format!("key = {name}: {error}"))
-        });
+    let lease = super::entry(&name, entry.value());
     (name, lease)
 }
