@@ -143,8 +143,9 @@ pub fn previous(path: &Path) -> Previous {
         .unwrap_or_default()
 }
 
-/// As upstream reads it: a value may be a list, whose invalid members are skipped; more than one valid is none.
-fn parse(text: &str) -> Previous {
+/// Understands the file's text as upstream does: a value may be a list, whose invalid members are skipped; more than one
+/// valid is none.
+pub fn parse(text: &str) -> Previous {
     let prefix = |key: &str, family| {
         let value = text
             .lines()

@@ -50,7 +50,7 @@ const BROKEN: [&str; 5] = [
 pub const AGENT_VARIABLE: &str = "FLANNEL_AGENT";
 
 /// Between the flags in `CARGO_ENCODED_RUSTFLAGS`.
-const FLAG_SEPARATOR: &str = "\u{1f}";
+pub const FLAG_SEPARATOR: &str = "\u{1f}";
 
 /// A build that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30 * 60);

@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod fuzz;
 mod setup;
 mod test;
 mod vm;
@@ -50,6 +51,8 @@ enum Task {
     Test(test::Options),
     /// Boot other kernels in virtual machines and run the tests of what differs between them.
     Vm(vm::Options),
+    /// Search for inputs from outside that the agent does not bear: leases, configs, files, netlink.
+    Fuzz(fuzz::Options),
     /// Measure what forwarding costs, by the kernel and by the fast path.
     Bench(bench::Options),
 }
@@ -78,6 +81,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Task::Run(options) if options.clean => return demo::clean(),
         Task::Run(options) => return run_demo(options),
         Task::Test(options) => return test::run(&Workspace::find()?, options),
+        Task::Fuzz(options) => return fuzz::run(&Workspace::find()?, options),
         Task::Vm(options) => return vm::run(&Workspace::find()?, options),
         Task::Bench(options) => return bench::run(&Workspace::find()?, options),
     }

@@ -44,13 +44,14 @@ impl Kernel {
 }
 
 /// One set of types.
-struct Btf<'a> {
+pub struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
 }
 
 impl<'a> Btf<'a> {
-    fn new(bytes: &'a [u8]) -> Option<Self> {
+    /// Types and names as the file shows them; none if its header is not that of such a file, or leads out of it.
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
         if word16(bytes, 0)? != MAGIC {
             return None;
         }
@@ -70,7 +71,7 @@ impl<'a> Btf<'a> {
     }
 
     /// Looks the structure up; names below the length of `base` are in there.
-    fn offsets<const N: usize>(
+    pub fn offsets<const N: usize>(
         &self,
         base: &[u8],
         name: &str,

@@ -3,7 +3,7 @@
 //! The only code that touches BPF. It is a cache in front of the kernel path: whatever fails here costs speed, never
 //! packets, so no error leaves this module except as a reason in the status.
 
-mod btf;
+pub mod btf;
 mod bypass;
 mod engine;
 mod error;

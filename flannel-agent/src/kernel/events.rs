@@ -166,8 +166,8 @@ fn drain(socket: &Socket, decode: Decode) -> io::Result<Vec<Event>> {
     }
 }
 
-/// The events in a datagram of the rtnetlink socket.
-fn rtnetlink(datagram: &[u8], namespace: Option<i32>) -> Vec<Event> {
+/// The events in a datagram of the rtnetlink socket, from the namespace with an id if it is another.
+pub fn rtnetlink(datagram: &[u8], namespace: Option<i32>) -> Vec<Event> {
     netlink::messages(datagram)
         .filter_map(|(header, payload)| {
             // Known by their type alone: what is in them differs with every module.

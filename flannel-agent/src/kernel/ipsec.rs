@@ -41,7 +41,8 @@ pub fn remotes() -> io::Result<Vec<IpNet>> {
     }
 }
 
-fn remote(policy: &[u8]) -> Option<IpNet> {
+/// The far end of a policy, the body of an `XFRM_MSG_NEWPOLICY`, if the policy concerns the fast path.
+pub fn remote(policy: &[u8]) -> Option<IpNet> {
     let info = policy.get(..POLICY_LEN)?;
     let attributes = policy.get(POLICY_LEN..)?;
     let family = u16::from_ne_bytes([info[FAMILY], info[FAMILY + 1]]);

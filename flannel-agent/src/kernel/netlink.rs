@@ -276,7 +276,7 @@ impl Netlink {
 }
 
 /// A decoded message.
-pub(super) enum Payload {
+pub enum Payload {
     /// An object; absent if it is of a kind that could not be decoded.
     Answer(Option<RouteNetlinkMessage>),
     /// The end of a dump.
@@ -285,8 +285,8 @@ pub(super) enum Payload {
     Acknowledged(Result<(), Error>),
 }
 
-/// Splits what one `recv` returned into messages.
-pub(super) fn messages(
+/// Splits what one `recv` returned into messages. Bytes that are no message end them.
+pub fn messages(
     mut bytes: &[u8],
 ) -> impl Iterator<Item = (NetlinkHeader, Result<Payload, Error>)> + '_ {
     std::iter::from_fn(move || {

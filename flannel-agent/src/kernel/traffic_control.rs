@@ -74,8 +74,10 @@ fn filtered(index: u32, parent: u32) -> io::Result<bool> {
     }
 }
 
+/// Whether the body of an `RTM_NEWTFILTER` is a filter that is not ours.
+///
 /// Filters without options are the empty head of a priority, which the kernel lists too.
-fn is_foreign(filter: &[u8]) -> bool {
+pub fn is_foreign(filter: &[u8]) -> bool {
     let attributes = filter.get(HEADER_LEN..).unwrap_or_default();
     let Some(options) = attribute(attributes, OPTIONS) else {
         return false;

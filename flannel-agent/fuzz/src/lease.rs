@@ -1,0 +1,59 @@
+//! Names and values of leases, as they lie in etcd.
+
+use flannel_agent::lease::{Attributes, key, value};
+
+/// A key names subnets that have one name only, or its error says what is wrong with which part.
+pub(crate) fn key(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    match key::parse(&text) {
+        Ok(subnets) => {
+            let name = key::name(&subnets);
+            assert_eq!(key::parse(&name), Ok(subnets), "{name}");
+            for net in subnets.values() {
+                assert_eq!(net.addr(), net.network(), "{net} has host bits");
+            }
+            if name != text {
+                // Other spellings of the same: a length with zeros before it, an IPv6 address written otherwise.
+                let zeros = text.replace("-0", "-").replace("-0", "-");
+                assert!(
+                    text.contains('&') || zeros.len() < text.len(),
+                    "{text}: {name}"
+                );
+            }
+        }
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.starts_with(&format!("key = {text}: ")), "{error}");
+            assert!(
+                ["subnet = ", "IPv6 subnet = "]
+                    .iter()
+                    .any(|part| error.contains(part)),
+                "{error}"
+            );
+        }
+    }
+}
+
+/// A value that is understood is written as one that says the same, or its error names the field.
+pub(crate) fn value(bytes: &[u8]) {
+    match Attributes::parse(bytes) {
+        Ok(attributes) => {
+            let json = attributes.to_json();
+            assert_eq!(Attributes::parse(json.as_bytes()), Ok(attributes), "{json}");
+        }
+        Err(value::Error::Json { reason, .. }) => assert!(!reason.is_empty()),
+        Err(error @ value::Error::Field { .. }) => {
+            let error = error.to_string();
+            let fields = [
+                "PublicIP = ",
+                "PublicIPv6 = ",
+                "BackendData",
+                "BackendV6Data",
+            ];
+            assert!(
+                fields.iter().any(|field| error.starts_with(field)) && error.contains(": must "),
+                "{error}"
+            );
+        }
+    }
+}
