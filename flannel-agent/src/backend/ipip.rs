@@ -8,13 +8,10 @@ use ipnet::IpNet;
 use super::{Facts, Reach};
 use crate::{
     iface::Uplink,
-    kernel::objects::{TunnelDevice, TunnelKind},
+    kernel::objects::{IPIP_NAME, TunnelDevice, TunnelKind},
     lease::value::BackendData,
     netconf::{Ipip, Pool},
 };
-
-/// Name of the device, as upstream calls it (`tunnelName` in `pkg/backend/ipip/ipip.go`).
-pub const DEVICE: &str = "flannel.ipip";
 
 /// What encapsulation adds, in bytes: the outer IPv4 header.
 const OVERHEAD: u32 = 20;
@@ -27,7 +24,7 @@ pub(super) fn mtu(uplink: &Uplink) -> u32 {
 /// The device; none while the uplink has no IPv4 address.
 pub(super) fn device(uplink: &Uplink, pool: &Pool, subnet: Option<&IpNet>) -> Option<TunnelDevice> {
     Some(TunnelDevice {
-        name: DEVICE.into(),
+        name: IPIP_NAME.into(),
         parent: uplink.index,
         // The interface's own address, unlike VXLAN: without a local address the device would take what is meant for the
         // module's own device, `tunl0`.

@@ -10,14 +10,13 @@ use ipnet::IpNet;
 
 use super::{args::CleanupOptions, run::liberal_state};
 use crate::{
-    backend::ipip,
     family::{Family, PerFamily},
     fastpath,
     kernel::{
         apply, blackhole, conntrack,
         diff::{LinkOp, Op, Ownership},
         netlink::Netlink,
-        objects::{Link, LinkKind, Observed, Route},
+        objects::{Link, Observed, Route},
         observe, rules,
     },
     reconcile::device,
@@ -106,7 +105,12 @@ fn remove_routes(
     let mut observed = Observed::default();
     observe::routes(netlink, families, &mut observed)?;
     device::read_links(netlink, &mut observed)?;
-    let by_tunnel = |route: &Route| observed.links.get(&route.device).is_some_and(is_flannels);
+    let by_tunnel = |route: &Route| {
+        observed
+            .links
+            .get(&route.device)
+            .is_some_and(Link::is_flannels)
+    };
     let ops: Vec<Op> = observed
         .routes
         .iter()
@@ -164,26 +168,11 @@ fn remove_blackholes(
         .collect())
 }
 
-/// What the names of VXLAN devices begin with, before the network identifier.
-const VXLAN_NAMES: [&str; 2] = ["flannel.", "flannel-v6."];
-
-/// Whether a device is one that flannel makes.
-fn is_flannels(link: &Link) -> bool {
-    match &link.kind {
-        LinkKind::Vxlan(vxlan) => VXLAN_NAMES
-            .iter()
-            .filter_map(|prefix| link.name.strip_prefix(prefix)?.parse().ok())
-            .any(|vni: u32| vni == vxlan.vni),
-        LinkKind::Ipip(_) => link.name == ipip::DEVICE,
-        LinkKind::Veth | LinkKind::Other => false,
-    }
-}
-
 fn remove_devices(netlink: &mut Netlink, dry_run: bool) -> anyhow::Result<Vec<String>> {
     let mut observed = Observed::default();
     device::read_links(netlink, &mut observed)?;
     let mut removed = Vec::new();
-    for link in observed.links.values().filter(|link| is_flannels(link)) {
+    for link in observed.links.values().filter(|link| link.is_flannels()) {
         if !dry_run {
             let op = LinkOp::Delete(link.index, link.name.clone(), "cleanup".into());
             apply::link(netlink, &op).with_context(|| format!("device {}", link.name))?;

@@ -67,19 +67,22 @@ pub fn del(conf: &NetConf, attachment: &Attachment, plugins: &Plugins) -> Result
 fn del_without_state(conf: &NetConf, plugins: &Plugins) -> Result<(), Error> {
     let result = match SubnetEnv::load(&conf.subnet_file) {
         Ok(env) => match Delegate::new(conf, &env) {
-            Ok(delegate) => {
-                return plugins.call("DEL", &delegate.plugin, &delegate.to_json());
-            }
+            Ok(delegate) => plugins.call("DEL", &delegate.plugin, &delegate.to_json()),
             // With such a config nothing was ever attached.
             Err(error) => Err(error),
         },
         Err(_) => Delegate::guess(conf)
             .and_then(|delegate| plugins.call("DEL", &delegate.plugin, &delegate.to_json())),
     };
-    if let Err(error) = result {
-        eprintln!("DEL of what is not remembered: {error}");
+    match result {
+        // What the runtime remembers is there, and must not be given up.
+        Err(error) if conf.previous_result.is_some() => Err(error),
+        Err(error) => {
+            eprintln!("DEL of what is not remembered: {error}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
-    Ok(())
 }
 
 /// Tells whether an attachment is as ADD left it, by asking the delegate.

@@ -4,6 +4,7 @@
 //! is fast in both directions or in none, since conntrack must not see half of a connection.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use aya::Ebpf;
 use flannel_common::addr::Mac;
 use flannel_common::maps::{
     CARRIED_BITS, Config, FLAG_ACTIVE, FLAG_ASSIST, FLAG_BOTH_LEGS, FLAG_DECAP, FLAG_FLOWS,
-    FLAG_IPV6, FLAG_STRICT, FLAG_TCP, FLAG_XDP, POD_VIA_HOST,
+    FLAG_IPV6, FLAG_STRICT, FLAG_TCP, FLAG_XDP, POD_VIA_HOST, pod_number,
 };
 use flannel_common::outcome::Hook;
 use flannel_common::wire::{Be16, Be32, Be128, vxlan};
@@ -285,7 +286,13 @@ impl Engine {
         let mut without_hook = Vec::new();
         let served = |pod: &&Pod| pod.ip.is_ipv4() || self.options.ipv6;
         let served: Vec<&Pod> = topology.pods.iter().filter(served).collect();
+        let crowded_out = crowded_out(&served);
         for pod in served {
+            if crowded_out.contains(&pod.host_index) {
+                let why = "the kernel carries its traffic: another pod's address has the number of one of its own";
+                self.list(pod, Some(why.into()));
+                continue;
+            }
             let note = match bypass::pod(&self.hooks, topology, pod) {
                 Ok(Serve::Straight) => Note::default(),
                 Ok(Serve::ViaHost(why)) => Note {
@@ -556,6 +563,22 @@ struct Ways {
 fn prefix_len(topology: &Topology, family: Family) -> u8 {
     let subnet = topology.subnet.get(family);
     subnet.map_or(0, |subnet| subnet.prefix_len())
+}
+
+/// Ports with an address whose number another pod's has already: the maps have no place for it, and a program at a port
+/// takes an address that is not there for a false one.
+fn crowded_out(pods: &[&Pod]) -> BTreeSet<u32> {
+    let mut numbers = BTreeSet::new();
+    pods.iter()
+        .filter(|pod| {
+            let number = match pod.ip {
+                IpAddr::V4(address) => pod_number(Be32::from(address)),
+                IpAddr::V6(address) => pod_number(Be128::from(address)),
+            };
+            !numbers.insert((pod.ip.is_ipv6(), number))
+        })
+        .map(|pod| pod.host_index)
+        .collect()
 }
 
 /// What is special about serving a pod.

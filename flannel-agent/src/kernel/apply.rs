@@ -191,6 +191,7 @@ pub fn peers(netlink: &mut Netlink, ops: &[Op]) -> Result<Vec<Result<(), Error>>
         if let (Err(error), Op::SetRoute(destination, route)) = (&*result, op)
             && error.errno() == Some(libc::EINVAL)
             && route.onlink
+            && matches!(destination, IpNet::V6(_))
         {
             *result = take_over(netlink, *destination, *route)?;
         }
@@ -221,7 +222,12 @@ fn take_over(
     };
     let steps = [bare, route].map(|route| request(&Op::SetRoute(destination, route)));
     let mut results = netlink.exchange(steps)?;
-    Ok(results.swap_remove(1))
+    let last = results.swap_remove(1);
+    if last.is_err() && results[0].is_ok() {
+        // Nobody would know the bare one for ours.
+        netlink.exchange([request(&Op::RemoveRoute(destination, bare))])?;
+    }
+    Ok(last)
 }
 
 fn removes(op: &Op) -> bool {

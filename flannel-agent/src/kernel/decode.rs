@@ -219,6 +219,23 @@ pub fn route(message: &RouteMessage) -> Option<(IpNet, Route)> {
     Some((destination, route))
 }
 
+/// Whether a route is one that no node can be behind: to groups, or to link-local addresses, as the kernel makes them for
+/// every interface that comes up.
+pub fn leads_to_no_node(message: &RouteMessage) -> bool {
+    let to_all = matches!(
+        message.header.kind,
+        RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
+    );
+    to_all
+        || message.attributes.iter().any(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => address.is_multicast(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                address.is_multicast() || address.is_unicast_link_local()
+            }
+            _ => false,
+        })
+}
+
 /// The address in a route message.
 pub fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {

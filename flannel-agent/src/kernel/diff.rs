@@ -27,6 +27,8 @@ pub struct Ownership {
     pub vteps: PerFamily<u32>,
     /// Index of the IPIP device.
     pub ipip: Option<u32>,
+    /// Indices of VXLAN devices of flannel's that this backend does not use: left by another one, or another daemon's.
+    pub former: BTreeSet<u32>,
     /// Index of the interface that carries traffic between nodes.
     pub uplink: u32,
     /// Routes that this process has made and whose form does not show it: to subnets of another length than the config's.
@@ -47,12 +49,16 @@ impl Ownership {
             return false;
         };
         let family = Family::of_net(destination);
+        let to_vtep = route.onlink && gateway == destination.network();
         if self.vteps.get(family) == Some(&route.device) {
-            return route.onlink && gateway == destination.network();
+            return to_vtep;
         }
         let is_subnet = self.networks.get(family).is_some_and(|(network, len)| {
             destination.prefix_len() == *len && network.contains(destination)
         });
+        if self.former.contains(&route.device) {
+            return is_subnet && to_vtep;
+        }
         is_subnet
             && if route.onlink {
                 self.ipip

@@ -196,6 +196,7 @@ fn event(message: &RouteNetlinkMessage, namespace: Option<i32>) -> Option<Event>
         M::NewAddress(address) | M::DelAddress(address) => Some(Event::Link(address.header.index)),
         M::NewRoute(route) | M::DelRoute(route) => Some(match decode::route(route) {
             Some((net, value)) => Event::Route(net, value, matches!(message, M::DelRoute(_))),
+            None if decode::leads_to_no_node(route) => return None,
             None => Event::OtherRoute,
         }),
         M::NewRule(_) | M::DelRule(_) => Some(Event::OtherRoute),

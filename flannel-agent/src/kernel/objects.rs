@@ -35,6 +35,25 @@ pub struct Link {
     pub kind: LinkKind,
 }
 
+/// What the names of flannel's VXLAN devices begin with, before the network identifier.
+const VXLAN_NAMES: [&str; 2] = ["flannel.", "flannel-v6."];
+/// The name of flannel's IPIP device (`tunnelName` in upstream's `pkg/backend/ipip/ipip.go`).
+pub const IPIP_NAME: &str = "flannel.ipip";
+
+impl Link {
+    /// Whether it is a tunnel device that flannel makes.
+    pub fn is_flannels(&self) -> bool {
+        match &self.kind {
+            LinkKind::Vxlan(vxlan) => VXLAN_NAMES
+                .iter()
+                .filter_map(|prefix| self.name.strip_prefix(prefix)?.parse().ok())
+                .any(|vni: u32| vni == vxlan.vni),
+            LinkKind::Ipip(_) => self.name == IPIP_NAME,
+            LinkKind::Veth | LinkKind::Other => false,
+        }
+    }
+}
+
 /// The kinds of devices that the agent tells apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {

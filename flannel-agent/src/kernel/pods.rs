@@ -154,18 +154,18 @@ fn ports<'a>(observed: &'a Observed, bridge: &Link) -> Vec<(&'a Link, End)> {
         .collect()
 }
 
-/// Splits pods into those whose address is theirs alone, and a line for each address that several claim.
+/// Splits pods into those whose addresses are theirs alone, and a line for each address that several claim. A port with a
+/// contested address is served with none: a program there would take the pod's own address for a false one.
 fn unique(found: Vec<Pod>) -> (Vec<Pod>, Vec<String>) {
-    let mut by_address: BTreeMap<IpAddr, Vec<Pod>> = BTreeMap::new();
-    for pod in found {
+    let mut by_address: BTreeMap<IpAddr, Vec<&Pod>> = BTreeMap::new();
+    for pod in &found {
         by_address.entry(pod.ip).or_default().push(pod);
     }
-    let mut pods = Vec::new();
+    let mut contested = BTreeSet::new();
     let mut problems = Vec::new();
-    for (address, mut claims) in by_address {
-        if let [_] = claims.as_slice() {
-            pods.append(&mut claims);
-        } else {
+    for (address, claims) in by_address {
+        if claims.len() > 1 {
+            contested.extend(claims.iter().map(|pod| pod.host_index));
             let ports: Vec<&str> = claims.iter().map(|pod| pod.host_name.as_str()).collect();
             problems.push(format!(
                 "pod address {address} is set behind several ports, {}: the fast path serves none of them",
@@ -173,6 +173,11 @@ fn unique(found: Vec<Pod>) -> (Vec<Pod>, Vec<String>) {
             ));
         }
     }
+    let mut pods: Vec<Pod> = found
+        .into_iter()
+        .filter(|pod| !contested.contains(&pod.host_index))
+        .collect();
+    pods.sort_by_key(|pod| pod.ip);
     (pods, problems)
 }
 
@@ -239,5 +244,15 @@ mod tests {
         assert_eq!(pods, [pod([10, 5, 1, 3], 8)]);
         assert_eq!(problems.len(), 1);
         assert!(problems[0].contains("10.5.1.2") && problems[0].contains("veth7 and veth9"));
+    }
+
+    #[test]
+    fn a_port_with_a_contested_address_is_not_served_at_all() {
+        let (pods, problems) = unique(vec![
+            pod([10, 5, 1, 2], 7),
+            pod([10, 5, 1, 9], 7),
+            pod([10, 5, 1, 2], 8),
+        ]);
+        assert_eq!((pods, problems.len()), (vec![], 1));
     }
 }

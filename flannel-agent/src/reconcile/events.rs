@@ -43,7 +43,10 @@ impl Reconciler {
                 self.pods.forget_namespace(namespace);
                 dirty.pods = true;
             }
-            Event::Lost => *dirty = Dirty::all(),
+            Event::Lost => {
+                self.pods.forget();
+                *dirty = Dirty::all();
+            }
         }
     }
 
@@ -57,6 +60,7 @@ impl Reconciler {
                         new = own.subnets.join(),
                         "this node's subnet has changed: pods with addresses of the old one must be made anew"
                     );
+                    self.pods.forget();
                     *dirty = Dirty::all();
                 }
                 self.own = own.clone();

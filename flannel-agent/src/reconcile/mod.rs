@@ -92,18 +92,23 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
     loop {
         if dirty.any() && (!dirty.reads() || last_read.elapsed() >= DEBOUNCE) {
             let reads = dirty.reads();
+            let whole = dirty == Dirty::all();
             let complete = reconciler.pass(std::mem::take(&mut dirty), &inputs.rules.state());
             COUNTERS.passes.count();
             inputs.rules.want(|rules| rules.guard = reconciler.guard());
             if reads {
                 last_read = Instant::now();
             }
-            if complete {
+            if !complete {
+                COUNTERS.incomplete_passes.count();
+            }
+            // Only a look at everything makes up for what an earlier pass has left, and no small one puts that off.
+            let now = Instant::now();
+            if complete && whole {
                 retry = RETRY_MIN;
                 retry_at = None;
-            } else {
-                COUNTERS.incomplete_passes.count();
-                retry_at = Some(Instant::now() + retry);
+            } else if !complete && retry_at.is_none_or(|at| whole || at <= now) {
+                retry_at = Some(now + retry);
                 retry = (retry * 2).min(RETRY_MAX);
             }
         }
@@ -131,7 +136,9 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
             Some(Call { wanted, done }) = inputs.calls.recv() => {
                 if let Wanted::FastPath(mode) = wanted {
                     reconciler.change_fast_path(mode);
-                    reconciler.pass(Dirty::all(), &inputs.rules.state());
+                    if !reconciler.pass(Dirty::all(), &inputs.rules.state()) {
+                        retry_at.get_or_insert(Instant::now() + retry);
+                    }
                     inputs.rules.want(|rules| rules.guard = reconciler.guard());
                 }
                 match wanted {

@@ -84,6 +84,8 @@ pub struct Reconciler {
     pub(super) failures: BTreeMap<String, String>,
     /// Whether leases have been reported at all; before, an empty list means nothing.
     pub(super) listed: bool,
+    /// Whether the node's own objects were as they should be when they were last looked at.
+    pub(super) base: bool,
 }
 
 impl Reconciler {
@@ -127,6 +129,7 @@ impl Reconciler {
             made: BTreeMap::new(),
             failures: BTreeMap::new(),
             listed: false,
+            base: false,
         }
     }
 
@@ -192,13 +195,14 @@ impl Reconciler {
 
     /// Whether the node's own objects are as they should be, and whether the peers' are.
     fn try_pass(&mut self, mut dirty: Dirty) -> Result<(bool, bool), Error> {
-        let (mut base, mut peers) = (true, true);
+        let mut peers = true;
         if dirty.links {
+            self.base = false;
             device::read_links(&mut self.netlink, &mut self.observed)?;
             if !self.find_uplink(&mut dirty) {
                 return Ok((false, false));
             }
-            base = self.ensure_proxy(&mut dirty)? && self.ensure_devices(&mut dirty);
+            self.base = self.ensure_proxy(&mut dirty)? && self.ensure_devices(&mut dirty);
         }
         if dirty.routes {
             let families = self.families();
@@ -242,7 +246,7 @@ impl Reconciler {
                 _ => self.sync_fast_path(dirty.status || dirty.pods),
             }
         }
-        Ok((base, peers))
+        Ok((self.base, peers))
     }
 
     /// What plans depend on.

@@ -31,6 +31,9 @@ impl Reconciler {
     }
 
     pub(super) fn scan_pods(&mut self) -> Result<(), Error> {
+        if !self.settings.hears_pods {
+            self.pods.forget();
+        }
         let bridge = self.bridge().cloned();
         let scan = self.pods.scan(
             &mut self.netlink,

@@ -140,6 +140,13 @@ impl Reconciler {
         Ownership {
             networks: config.pools.map(|_, pool| (pool.network, pool.subnet_len)),
             vteps: of_kind(|kind| matches!(kind, LinkKind::Vxlan(_))),
+            former: self
+                .observed
+                .links
+                .values()
+                .filter(|link| matches!(link.kind, LinkKind::Vxlan(_)) && link.is_flannels())
+                .map(|link| link.index)
+                .collect(),
             ipip: of_kind(|kind| matches!(kind, LinkKind::Ipip(_))).v4,
             uplink: self.uplink.index,
             made: self.made.clone(),

@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use crate::{
     board::Board,
-    kernel::rules::{self, Listing, Rules, Tool, events::Events},
+    kernel::rules::{self, Guard, Listing, Rules, Tool, events::Events},
     metrics::{COUNTERS, Kind},
     status::Object,
 };
@@ -79,6 +79,8 @@ struct Written {
     listing: Listing,
     /// Whether others had changed them.
     repaired: bool,
+    /// Why the fast path's own are not among them, if so.
+    without_guard: Option<String>,
 }
 
 async fn keep(
@@ -94,6 +96,8 @@ async fn keep(
     let mut written: Option<Written> = None;
     // The tool that is alone on this node.
     let mut alone: Option<Tool> = None;
+    // The tool that was chosen: rules that come and go between tools would be worse than none for a moment.
+    let mut known: Option<Tool> = None;
     let mut events: Option<Events> = None;
     loop {
         let rules = wanted.borrow_and_update().clone();
@@ -111,17 +115,19 @@ async fn keep(
             state: state.into(),
             detail,
         };
-        let result = match spawn_blocking(move || check_or_write(rules, before)).await {
+        let result = match spawn_blocking(move || check_or_write(rules, before, known)).await {
             Ok(result) => result,
             Err(_) => return, // the runtime is shutting down
         };
         let pause = match result {
             Ok(now) => {
                 let tool = now.tool;
-                board.problem("rules", None);
+                known = Some(tool);
+                board.problem("rules", now.without_guard.clone());
+                let guarded = now.without_guard.is_none();
                 state.send_replace(State {
                     installed: true,
-                    marked: now.rules.guard.mark,
+                    marked: now.rules.guard.mark.filter(|_| guarded),
                     objects: vec![object(tool.name(), "ok", None)],
                 });
                 written = Some(now);
@@ -134,6 +140,9 @@ async fn keep(
                 resync
             }
             Err(error) => {
+                if let rules::Error::Start { .. } = error {
+                    known = None;
+                }
                 let tool = alone.map_or("no tool for", |tool| tool.name());
                 board.problem("rules", Some(error.to_string()));
                 state.send_modify(|state| {
@@ -158,11 +167,16 @@ async fn keep(
     }
 }
 
-/// Looks whether the rules are as they were written; writes them if not.
-fn check_or_write(rules: Rules, written: Option<Written>) -> Result<Written, rules::Error> {
+/// Looks whether the rules are as they were written; writes them if not. Should the fast path's own be what is refused,
+/// upstream's are written without them: a node must not be kept from its pods for want of speed.
+fn check_or_write(
+    rules: Rules,
+    written: Option<Written>,
+    known: Option<Tool>,
+) -> Result<Written, rules::Error> {
     let mut repaired = false;
     let tool = match written {
-        Some(mut written) if written.rules == rules => {
+        Some(mut written) if written.rules == rules && written.without_guard.is_none() => {
             let present = rules.list(&written.tool);
             if present.is_ok_and(|present| present == written.listing) {
                 written.repaired = false;
@@ -173,16 +187,30 @@ fn check_or_write(rules: Rules, written: Option<Written>) -> Result<Written, rul
             written.tool
         }
         Some(written) => written.tool,
-        None => rules.choose_tool()?,
+        None => match known {
+            Some(tool) => tool,
+            None => rules.choose_tool()?,
+        },
     };
     let result = rules.install(&tool);
     COUNTERS.changes(Kind::Rules).count(&result);
-    let listing = result?;
+    let (listing, without_guard) = match result {
+        Ok(listing) => (listing, None),
+        Err(error @ rules::Error::Failed { .. }) if !rules.guard.is_empty() => {
+            let plain = Rules {
+                guard: Guard::default(),
+                ..rules.clone()
+            };
+            (plain.install(&tool)?, Some(error.to_string()))
+        }
+        Err(error) => return Err(error),
+    };
     Ok(Written {
         rules,
         tool,
         listing,
         repaired,
+        without_guard,
     })
 }
 

@@ -19,7 +19,11 @@ impl Reconciler {
         let runs = self.proxy.as_ref().is_some_and(|proxy| {
             *proxy.options() == wanted
                 && proxy.failure().is_none()
-                && self.observed.links.contains_key(&proxy.device().index)
+                && self
+                    .observed
+                    .links
+                    .get(&proxy.device().index)
+                    .is_some_and(|link| link.name == proxy.device().name)
         });
         if runs {
             return Ok(true);
@@ -59,6 +63,10 @@ impl Reconciler {
     /// Tells the proxy of leases that have changed.
     pub(super) fn change_proxy_routes(&self, concerned: &Concerned) {
         let Some(proxy) = &self.proxy else { return };
+        // Another lease may have had the same subnet, without its route being planned.
+        if concerned.keys.iter().any(|key| self.peer(key).is_none()) {
+            return self.set_proxy_routes();
+        }
         let mut changes = BTreeMap::new();
         for subnet in &concerned.subnets {
             if let IpNet::V4(subnet) = subnet {

@@ -38,7 +38,7 @@ impl Reconciler {
             .map(|(family, _)| family)
             .collect();
         if !lost.is_empty() {
-            self.change_address(dirty);
+            self.change_address(&lost, dirty);
         }
         let missing = lost
             .into_iter()
@@ -71,7 +71,7 @@ impl Reconciler {
     /// Chooses again among the addresses of the interface, by the same options, and publishes the choice. Without one
     /// all stays as it is: a link-local address, which a link that comes back has before any other, replaces none that
     /// nodes beyond the link can reach.
-    fn change_address(&mut self, dirty: &mut Dirty) {
+    fn change_address(&mut self, lost: &[Family], dirty: &mut Dirty) {
         let candidates = Candidates {
             links: self
                 .observed
@@ -90,15 +90,23 @@ impl Reconciler {
         if options.can_reach.take().is_some() && options.iface.is_empty() {
             options.iface.push(self.uplink.name.clone());
         }
-        let Ok(chosen) = candidates.choose(&options) else {
-            return;
-        };
-        let worse = chosen.addresses.iter().any(|(family, address)| {
-            let old = self.uplink.addresses.get(family);
-            is_link_local(*address) && old.is_some_and(|old| !is_link_local(*old))
-        });
-        if worse {
-            return;
+        // Each family by itself: one that is gone must not keep the other's new address from being told.
+        let mut chosen = self.uplink.clone();
+        for family in lost {
+            options.families = PerFamily::default();
+            *options.families.get_mut(*family) = Some(());
+            let Ok(choice) = candidates.choose(&options) else {
+                continue;
+            };
+            let Some(address) = choice.addresses.get(*family) else {
+                continue;
+            };
+            let old = self.uplink.addresses.get(*family);
+            if is_link_local(*address) && old.is_some_and(|old| !is_link_local(*old)) {
+                continue;
+            }
+            *chosen.addresses.get_mut(*family) = Some(*address);
+            *chosen.public.get_mut(*family) = choice.public.get(*family).copied();
         }
         if chosen != self.uplink {
             tracing::warn!(

@@ -12,6 +12,7 @@ fn ownership() -> Ownership {
     Ownership {
         networks: PerFamily::v4(("10.5.0.0/16".parse().unwrap(), 24)),
         vteps: PerFamily::v4(VTEP),
+        former: BTreeSet::new(),
         ipip: None,
         uplink: UPLINK,
         made: BTreeMap::new(),
@@ -217,6 +218,28 @@ proptest! {
         found.sort_by_key(by_text);
         prop_assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn routes_that_another_backend_has_left_in_the_network_are_owned() {
+    const FORMER: u32 = 9;
+    let ownership = Ownership {
+        vteps: PerFamily::default(),
+        former: BTreeSet::from([FORMER]),
+        ..ownership()
+    };
+    let left = Route {
+        device: FORMER,
+        ..vxlan_route(7)
+    };
+    assert!(ownership.covers(&subnet(7), &left));
+    assert!(!ownership.covers(&subnet(8), &left), "another gateway");
+    let elsewhere = net([10, 6, 7, 0], 24);
+    let gateway = Some(elsewhere.network());
+    assert!(
+        !ownership.covers(&elsewhere, &Route { gateway, ..left }),
+        "another daemon's network"
+    );
 }
 
 #[test]

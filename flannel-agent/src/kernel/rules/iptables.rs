@@ -66,7 +66,17 @@ const CHAINS: [Chain; 4] = [
 ];
 
 impl Variant {
-    /// The rules that lead from a base chain to `chain`, as lines of `iptables -S`.
+    /// The rules that lead from a base chain to `chain` as flannel's do, as lines of `iptables -S`: without a condition of
+    /// somebody else's.
+    fn own_jumps(self, family: Family, chain: &Chain) -> Result<Vec<String>, Error> {
+        // Behind `-A` or `-I`.
+        let wanted: Vec<&str> = chain.jump.split_whitespace().skip(1).collect();
+        let mut jumps = self.jumps(family, chain)?;
+        jumps.retain(|line| line.split_whitespace().skip(1).eq(wanted.iter().copied()));
+        Ok(jumps)
+    }
+
+    /// All rules that lead from a base chain to `chain`, as lines of `iptables -S`.
     fn jumps(self, family: Family, chain: &Chain) -> Result<Vec<String>, Error> {
         let listed = self.run(family, &["-t", chain.table, "-S", chain.base])?;
         let target = ["-j", chain.name];
@@ -125,7 +135,7 @@ pub fn install(rules: &Rules, variant: &Variant) -> Result<(), Error> {
         let chains = rules.iptables_chains(family, random_fully);
         let mut script = String::new();
         for (chain, lines) in chains.iter().filter(|(_, lines)| !lines.is_empty()) {
-            script += &chain_script(chain, lines, &variant.jumps(family, chain)?);
+            script += &chain_script(chain, lines, &variant.own_jumps(family, chain)?);
         }
         if !script.is_empty() {
             variant.restore(family, &script)?;
@@ -166,7 +176,7 @@ pub fn list(rules: &Rules, variant: &Variant) -> Result<String, Error> {
     for family in Family::ALL {
         let chains = rules.iptables_chains(family, false);
         for (chain, lines) in chains.iter().filter(|(_, lines)| !lines.is_empty()) {
-            let jumps = variant.jumps(family, chain)?;
+            let jumps = variant.own_jumps(family, chain)?;
             let listed = variant.run(family, &["-t", chain.table, "-S", chain.name])?;
             let present = listed.lines().filter(|line| line.starts_with("-A"));
             // What is compared with later must not be what somebody has made of the rules in between.

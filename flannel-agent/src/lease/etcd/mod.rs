@@ -83,20 +83,7 @@ impl Etcd {
                 // Each retry means that another node made progress.
                 Ok(Outcome::Retry) => {}
                 Ok(Outcome::Exhausted) => {
-                    let pools: Vec<String> = request
-                        .config
-                        .pools
-                        .values()
-                        .map(|pool| {
-                            let (len, min, max) =
-                                (pool.subnet_len, pool.subnet_min, pool.subnet_max);
-                            format!("of length {len} from {min} to {max}")
-                        })
-                        .collect();
-                    board.problem(PROBLEM, Some(format!(
-                        "no free subnet {}: delete leases of nodes that are gone, or enlarge Network",
-                        pools.join(" or "),
-                    )));
+                    board.problem(PROBLEM, Some(exhausted(request)));
                     sleep(WAIT).await;
                 }
                 Err(error) => self.failed(&error, &mut backoff, board).await,
@@ -176,6 +163,7 @@ impl SubnetManager for Etcd {
             request,
             own,
             renewal,
+            lost: false,
             events,
             board,
         };
@@ -201,8 +189,10 @@ struct Keeper {
     own: Own,
     /// The value that this node has last put.
     published: Vec<u8>,
-    /// When the lease is due for renewal; never for a reservation.
+    /// When the lease is due for renewal, or for another attempt at acquiring one; never for a reservation.
     renewal: Option<Instant>,
+    /// Whether this node has no lease at the moment.
+    lost: bool,
     events: mpsc::Sender<Event>,
     board: Board,
 }
@@ -337,13 +327,26 @@ impl Keeper {
         self.reacquire().await
     }
 
-    /// Acquires a lease again, the same subnet if it can be had.
+    /// Tries to acquire a lease again, the same subnet if it can be had. Other nodes' leases are followed meanwhile.
     async fn reacquire(&mut self) -> Result<(), Error> {
         self.request.previous = self.own.subnets;
-        self.own = self.etcd.acquire_lease(&self.request, &self.board).await;
-        self.published = self.request.attributes.to_json().into_bytes();
-        self.renewal = self.etcd.renewal(&self.own);
-        self.report(Event::Own(self.own.public())).await;
+        self.lost = true;
+        match acquire::attempt(&mut self.etcd.store, &self.request).await? {
+            Outcome::Acquired(own) => {
+                self.lost = false;
+                self.board.problem(PROBLEM, None);
+                self.own = own;
+                self.published = self.request.attributes.to_json().into_bytes();
+                self.renewal = self.etcd.renewal(&self.own);
+                self.report(Event::Own(self.own.public())).await;
+            }
+            // Each retry means that another node made progress.
+            Outcome::Retry => self.renewal = Some(Instant::now()),
+            Outcome::Exhausted => {
+                self.board.problem(PROBLEM, Some(exhausted(&self.request)));
+                self.renewal = Some(Instant::now() + WAIT);
+            }
+        }
         Ok(())
     }
 
@@ -351,6 +354,9 @@ impl Keeper {
     async fn renew(&mut self) -> Result<(), Error> {
         // Due again soon if this fails; the watch notices for itself when etcd is away.
         self.renewal = Some(Instant::now() + RENEW_RETRY);
+        if self.lost {
+            return self.reacquire().await;
+        }
         match self.etcd.store.keep_alive(self.own.lease).await? {
             Some(granted) if granted >= LEASE_TTL => {
                 self.own.expires =
@@ -377,6 +383,23 @@ impl Keeper {
     async fn report(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
+}
+
+/// What to do when there is no subnet to be had.
+fn exhausted(request: &Request) -> String {
+    let pools: Vec<String> = request
+        .config
+        .pools
+        .values()
+        .map(|pool| {
+            let (len, min, max) = (pool.subnet_len, pool.subnet_min, pool.subnet_max);
+            format!("of length {len} from {min} to {max}")
+        })
+        .collect();
+    format!(
+        "no free subnet {}: delete leases of nodes that are gone, or enlarge Network",
+        pools.join(" or ")
+    )
 }
 
 async fn until(deadline: Option<Instant>) {
