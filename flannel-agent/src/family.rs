@@ -163,6 +163,14 @@ pub fn host(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
+/// Whether no router passes packets to an address on (RFC 3927, RFC 4291 section 2.5.6).
+pub const fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 /// Whether two prefixes have an address in common.
 pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)

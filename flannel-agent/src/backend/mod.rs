@@ -69,18 +69,6 @@ pub enum Reach {
     Elsewhere,
 }
 
-impl Reach {
-    /// As the status names it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Vxlan(_) => "vxlan",
-            Self::Ipip => "ipip",
-            Self::Direct => "direct",
-            Self::Elsewhere => "elsewhere",
-        }
-    }
-}
-
 /// The tunnel devices that the backend needs; `subnets` are absent before there is a lease, `macs` are for the case
 /// that a device has to be created, `tun` is the name of the device that the udp backend's proxy has made.
 pub fn devices(

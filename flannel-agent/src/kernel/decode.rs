@@ -19,6 +19,7 @@ use netlink_packet_route::{
 };
 
 use super::objects::{Entry, IpipAttributes, Link, LinkKind, Route, VxlanAttributes};
+use crate::family::is_link_local;
 
 /// The address in a link-layer attribute, if it is Ethernet's.
 pub fn mac(bytes: &[u8]) -> Option<Mac> {
@@ -155,15 +156,11 @@ pub fn address(message: &AddressMessage) -> Option<Address> {
             _ => None,
         })
         .unwrap_or(AddressFlags::Permanent);
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
     // For IPv4 the same bit means "secondary", which upstream does not look at.
     let temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
     let criteria = [
         flags.contains(AddressFlags::Deprecated),
-        link_local,
+        is_link_local(address),
         !flags.contains(AddressFlags::Permanent),
         temporary,
     ];

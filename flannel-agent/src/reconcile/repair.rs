@@ -76,9 +76,10 @@ impl Reconciler {
 
     /// Brings all neighbours, FDB entries and routes in line. Whether they are.
     pub(super) fn repair_all(&mut self) -> Result<bool, Error> {
-        let ops = diff::peers(&self.plan.desired, &self.observed, &self.ownership());
+        let ownership = self.ownership();
+        let ops = diff::peers(&self.plan.desired, &self.observed, &ownership);
         self.failures.clear();
-        self.carry_out(&ops)
+        self.carry_out(&ops, &ownership)
     }
 
     /// Brings the objects of leases that have changed in line. Whether all objects are, and what was concerned; nothing
@@ -113,13 +114,9 @@ impl Reconciler {
         if had_problems || !self.plan.problems.is_empty() {
             self.report_unreached();
         }
-        let ops = diff::scoped(
-            &self.plan.desired,
-            &self.observed,
-            &self.ownership(),
-            &scope,
-        );
-        let complete = self.carry_out(&ops)?;
+        let ownership = self.ownership();
+        let ops = diff::scoped(&self.plan.desired, &self.observed, &ownership, &scope);
+        let complete = self.carry_out(&ops, &ownership)?;
         let concerned = Concerned {
             keys: changed.into_keys().collect(),
             subnets: subnets.into_iter().collect(),
@@ -154,9 +151,8 @@ impl Reconciler {
     }
 
     /// Carries out `ops` and remembers what has failed. Whether nothing has, now or before.
-    fn carry_out(&mut self, ops: &[Op]) -> Result<bool, Error> {
+    fn carry_out(&mut self, ops: &[Op], ownership: &Ownership) -> Result<bool, Error> {
         let results = apply::peers(&mut self.netlink, ops)?;
-        let ownership = self.ownership();
         let mut changed = 0;
         for (op, result) in ops.iter().zip(results) {
             COUNTERS.changes(kind(op)).count(&result);
@@ -165,7 +161,7 @@ impl Reconciler {
                     changed += 1;
                     tracing::debug!("{}", describe(op));
                     self.observed.record(op);
-                    self.remember(op, &ownership);
+                    self.remember(op, ownership);
                     if !self.failures.is_empty() {
                         self.failures.remove(&describe(op));
                     }

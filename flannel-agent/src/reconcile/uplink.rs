@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Dirty, Reconciler};
 use crate::{
-    family::{Family, PerFamily},
+    family::{Family, PerFamily, is_link_local},
     iface::Candidates,
 };
 
@@ -121,12 +121,5 @@ impl Reconciler {
             self.publish_attributes();
             *dirty = Dirty::all();
         }
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
