@@ -18,6 +18,7 @@ pub mod go_flags;
 pub mod probe;
 pub mod run;
 pub mod status;
+pub mod store;
 pub mod values;
 
 use std::{ffi::OsString, process::ExitCode};

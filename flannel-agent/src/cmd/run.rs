@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -18,7 +19,10 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::args::{self, AntiSpoof, RunOptions};
+use super::{
+    args::{self, AntiSpoof, RunOptions},
+    store::{self, Store},
+};
 use crate::{
     backend,
     board::Board,
@@ -33,10 +37,7 @@ use crate::{
         objects::Observed,
         rules::{Guard, Mode, Rules},
     },
-    lease::{
-        Request, SubnetManager,
-        etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
-    },
+    lease::{Attributes, OwnNode, Request, SubnetManager},
     log, metrics,
     netconf::{self, NetworkConfig},
     notify,
@@ -61,56 +62,22 @@ pub fn run(options: RunOptions, warnings: &[String]) -> anyhow::Result<()> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    check(&options)?;
+    for name in options.removed.given() {
+        tracing::warn!("{name} was removed from flanneld and has no effect");
+    }
+    let store = Store::of(&options)?;
     // One thread: nothing here computes for long, and each further one would cost memory on every node.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("tokio runtime")?;
-    let result = runtime.block_on(supervise(options));
+    let result = runtime.block_on(supervise(options, store));
     // A rule tool that hangs must not keep the process.
     runtime.shutdown_background();
     result
 }
 
-/// Options that this agent cannot honour are refused by name; those without effect are said so.
-fn check(options: &RunOptions) -> anyhow::Result<()> {
-    let switches = &options.switches;
-    if switches.kube_subnet_mgr {
-        bail!(
-            "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
-        );
-    }
-    for name in options.removed.given() {
-        tracing::warn!("{name} was removed from flanneld and has no effect");
-    }
-    let endpoints: Vec<&String> = options
-        .etcd_endpoints
-        .iter()
-        .filter(|url| !url.is_empty())
-        .collect();
-    if endpoints.is_empty() {
-        bail!("--etcd-endpoints is empty: give at least one URL such as http://127.0.0.1:2379");
-    }
-    if let Some(url) = endpoints.iter().find(|url| !is_endpoint(url)) {
-        bail!("--etcd-endpoints: {url:?} is no URL such as http://127.0.0.1:2379");
-    }
-    Ok(())
-}
-
-/// Whether `url` is an address with an optional scheme, as etcd's endpoints are.
-fn is_endpoint(url: &str) -> bool {
-    let rest = url
-        .strip_prefix("http://")
-        .or_else(|| url.strip_prefix("https://"))
-        .unwrap_or(url);
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]%/".contains(&byte);
-    rest.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
-        && rest.bytes().all(allowed)
-        && !rest.contains("//")
-}
-
-async fn supervise(options: RunOptions) -> anyhow::Result<()> {
+async fn supervise(options: RunOptions, store: Store) -> anyhow::Result<()> {
     end_on_second_signal().context("signal handlers")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT handler")?;
@@ -147,8 +114,11 @@ async fn supervise(options: RunOptions) -> anyhow::Result<()> {
         pid = std::process::id(),
         "starting"
     );
+    let agent: Pin<Box<dyn Future<Output = anyhow::Result<()>>>> = match store {
+        Store::Etcd => Box::pin(agent(store::etcd(&options)?, options, board.clone(), calls)),
+    };
     let result = tokio::select! {
-        result = agent(options, board.clone(), calls) => result,
+        result = agent => result,
         () = socket.serve(board, call) => Ok(()),
         _ = terminate.recv() => { tracing::info!("SIGTERM: leaving everything in place"); Ok(()) }
         _ = interrupt.recv() => { tracing::info!("SIGINT: leaving everything in place"); Ok(()) }
@@ -170,19 +140,20 @@ fn end_on_second_signal() -> std::io::Result<()> {
 }
 
 async fn agent(
+    mut manager: impl SubnetManager,
     options: RunOptions,
     board: Board,
     mut calls: mpsc::Receiver<Call>,
 ) -> anyhow::Result<()> {
-    let mut manager = subnet_manager(&options)?;
     let config = while_answering(&mut calls, manager.network_config(&board)).await;
     tracing::info!(config = %serde_json::to_string(&config)?, "network config");
     board.update(|status| status.config = serde_json::to_value(&config).ok());
     warn_about_host(&config, &options, &board);
+    let own_node = while_answering(&mut calls, manager.own_node(&board)).await;
 
     let mut netlink = Netlink::open()?;
     let events = Events::open().context("netlink events")?;
-    let wanted = wanted_interface(&options, &config);
+    let wanted = wanted_interface(&options, &config, &own_node);
     let interface =
         while_answering(&mut calls, find_interface(&mut netlink, &wanted, &board)).await?;
     if let Some(objection) = backend::objection(&config, &interface) {
@@ -203,7 +174,12 @@ async fn agent(
         status.public_ip = Some(interface.public.join());
     });
 
-    let macs = make_devices(&mut netlink, &config, &interface)?;
+    let macs = make_devices(
+        &mut netlink,
+        &config,
+        &interface,
+        own_node.published.as_ref(),
+    )?;
     let output = while_answering(&mut calls, extension::prepare(&config)).await?;
     let attributes = backend::attributes(&config, &interface, &macs, output.as_deref());
     let former = subnet_file::previous(&options.subnet_file).subnets;
@@ -303,39 +279,6 @@ async fn while_answering<T>(calls: &mut mpsc::Receiver<Call>, phase: impl Future
     }
 }
 
-/// The files of TLS, which must be there and fit together at the start as for upstream; later they may change.
-fn tls_files(options: &RunOptions) -> Result<TlsFiles, TlsError> {
-    let files = TlsFiles::new(
-        &options.etcd_certfile,
-        &options.etcd_keyfile,
-        &options.etcd_cafile,
-    )?;
-    files.load()?;
-    Ok(files)
-}
-
-fn subnet_manager(options: &RunOptions) -> anyhow::Result<Etcd> {
-    let user = (!options.etcd_username.is_empty()).then(|| {
-        (
-            options.etcd_username.clone(),
-            options.etcd_password.0.clone(),
-        )
-    });
-    let etcd = EtcdOptions {
-        endpoints: options
-            .etcd_endpoints
-            .iter()
-            .filter(|url| !url.is_empty())
-            .cloned()
-            .collect(),
-        prefix: options.etcd_prefix.trim_end_matches('/').to_owned(),
-        tls: tls_files(options)?,
-        user,
-    };
-    let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
-    Ok(Etcd::new(etcd, margin))
-}
-
 /// What the host must provide and the agent does not change, as upstream does not.
 fn warn_about_host(config: &NetworkConfig, options: &RunOptions, board: &Board) {
     if apply::read_sysctl("net/ipv4/ip_forward").is_ok_and(|value| value == "0") {
@@ -363,14 +306,21 @@ fn warn_about_host(config: &NetworkConfig, options: &RunOptions, board: &Board) 
 }
 
 /// What the options say about the interface between nodes.
-fn wanted_interface(options: &RunOptions, config: &NetworkConfig) -> iface::Options {
+fn wanted_interface(
+    options: &RunOptions,
+    config: &NetworkConfig,
+    own_node: &OwnNode,
+) -> iface::Options {
     iface::Options {
         iface: options.iface.clone(),
         iface_regex: options.iface_regex.clone(),
         can_reach: options.iface_can_reach.0,
         public: PerFamily {
-            v4: options.public_ip.0.map(IpAddr::from),
-            v6: options.public_ipv6.0.map(IpAddr::from),
+            v4: own_node.public.v4.or(options.public_ip.0.map(IpAddr::from)),
+            v6: own_node
+                .public
+                .v6
+                .or(options.public_ipv6.0.map(IpAddr::from)),
         },
         families: config.pools.map(|_, _| ()),
     }
@@ -395,7 +345,7 @@ async fn find_interface(
 }
 
 /// Makes the tunnel devices, if the backend has some, before there is a lease: the lease publishes their MACs, which are
-/// returned.
+/// returned. Those that were `published` before are taken again.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -403,8 +353,13 @@ pub fn make_devices(
     netlink: &mut Netlink,
     config: &NetworkConfig,
     interface: &Uplink,
+    published: Option<&Attributes>,
 ) -> anyhow::Result<PerFamily<Mac>> {
-    let mut macs = config.pools.map(|_, _| device::random_mac());
+    let mut macs = config.pools.map(|family, _| {
+        published
+            .and_then(|attributes| attributes.backend.vtep(family))
+            .unwrap_or_else(device::random_mac)
+    });
     let devices = backend::devices(config, interface, &PerFamily::default(), &macs, None);
     if devices.is_empty() {
         return Ok(macs);
@@ -419,30 +374,4 @@ pub fn make_devices(
         *macs.get_mut(family) = ensured.link.mac;
     }
     Ok(macs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_are_told_from_other_text() {
-        for url in [
-            "http://127.0.0.1:2379",
-            "https://etcd-0.example:2379/",
-            "[fd00::1]:2379",
-            "etcd:2379",
-        ] {
-            assert!(is_endpoint(url), "{url}");
-        }
-        for text in [
-            "ht!tp://x",
-            "ftp://etcd",
-            "http://",
-            "etcd 2379",
-            "unix:///run/etcd",
-        ] {
-            assert!(!is_endpoint(text), "{text}");
-        }
-    }
 }

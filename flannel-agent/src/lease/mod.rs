@@ -72,13 +72,29 @@ pub struct Request {
     pub previous: PerFamily<IpNet>,
 }
 
-/// A store of leases, and the protocol of claiming one.
-pub trait SubnetManager {
+/// What the store says of this node before it has asked for a lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnNode {
+    /// Addresses to publish instead of `--public-ip`'s; without any `--iface` option they choose the interface too.
+    pub public: PerFamily<IpAddr>,
+    /// What an earlier run has published, if that can be understood: the MACs of its devices are kept.
+    pub published: Option<Attributes>,
+}
+
+/// A store of leases, and the protocol of claiming one. The methods are called once each, in this order.
+pub trait SubnetManager: Send + 'static {
     /// The network config. Waits until there is a valid one, telling `board` what it waits for.
-    fn network_config(&mut self, board: &Board) -> impl Future<Output = NetworkConfig>;
+    fn network_config(&mut self, board: &Board) -> impl Future<Output = NetworkConfig> + Send;
+
+    /// What the store says of this node. Waits until it is known, telling `board` what it waits for; a store that keeps
+    /// nothing by node says nothing.
+    fn own_node(&mut self, _board: &Board) -> impl Future<Output = OwnNode> + Send {
+        std::future::ready(OwnNode::default())
+    }
 
     /// Acquires this node's lease. Waits until it has one, telling `board` what it waits for.
-    fn acquire(&mut self, request: Request, board: &Board) -> impl Future<Output = OwnLease>;
+    fn acquire(&mut self, request: Request, board: &Board)
+    -> impl Future<Output = OwnLease> + Send;
 
     /// Keeps the lease alive and reports events until `events` is closed; publishes what `publish` changes to.
     /// Whatever happens to the store, it only returns when the receiver is gone.
@@ -87,7 +103,7 @@ pub trait SubnetManager {
         events: mpsc::Sender<Event>,
         publish: watch::Receiver<Attributes>,
         board: Board,
-    ) -> impl Future<Output = ()>;
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// What is known about the store: all entries, by the store's own name.

@@ -96,7 +96,7 @@ async fn agent(config: &str) -> anyhow::Result<()> {
     let (uplink, macs) = loop {
         let uplink = iface::candidates(&mut netlink, &iface)?.choose(&iface);
         let made = uplink.map_err(anyhow::Error::from).and_then(|uplink| {
-            let macs = make_devices(&mut netlink, &config, &uplink)?;
+            let macs = make_devices(&mut netlink, &config, &uplink, None)?;
             Ok((uplink, macs))
         });
         match made {
