@@ -4,6 +4,7 @@
 //! [`Event`]s; it must never learn where they come from.
 
 pub mod alloc;
+pub mod changes;
 pub mod etcd;
 pub mod key;
 pub mod value;
