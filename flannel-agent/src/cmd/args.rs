@@ -108,6 +108,10 @@ pub struct RunOptions {
         value_name = "PASSWORD"
     )]
     pub etcd_password: Secret,
+    /// File with the network config and all leases, instead of etcd: for labs and fixed fleets. It is read again when it
+    /// changes, and never written
+    #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
+    pub lease_file: PathBuf,
     /// Interface between nodes, by name or address; may be repeated, the first match wins
     #[arg(long, value_name = "NAME|ADDRESS")]
     pub iface: Vec<String>,

@@ -1,17 +1,25 @@
 //! Where leases are kept, as the options of `run` say, and the subnet manager for it.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::bail;
 
 use super::args::RunOptions;
-use crate::lease::etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles};
+use crate::{
+    family::PerFamily,
+    lease::{
+        etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
+        file::{File, Options as FileOptions},
+    },
+};
 
 /// Where leases are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// `--etcd-endpoints`.
     Etcd,
+    /// `--lease-file`.
+    File,
 }
 
 impl Store {
@@ -20,6 +28,15 @@ impl Store {
     /// # Errors
     /// When an option cannot be honoured; it is named.
     pub fn of(options: &RunOptions) -> anyhow::Result<Self> {
+        if !options.lease_file.as_os_str().is_empty() {
+            if options.switches.kube_subnet_mgr {
+                bail!(
+                    "--lease-file = {} and --kube-subnet-mgr: leases are in the file or in the Kubernetes API; leave one out",
+                    options.lease_file.display()
+                );
+            }
+            return Ok(Self::File);
+        }
         if options.switches.kube_subnet_mgr {
             bail!(
                 "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
@@ -89,9 +106,39 @@ pub fn etcd(options: &RunOptions) -> anyhow::Result<Etcd> {
     Ok(Etcd::new(etcd, margin))
 }
 
+/// The static-file subnet manager. Must be called where tasks can be started.
+pub fn file(options: &RunOptions) -> File {
+    File::new(FileOptions {
+        path: options.lease_file.clone(),
+        public: PerFamily {
+            v4: options.public_ip.0.map(IpAddr::from),
+            v6: options.public_ipv6.0.map(IpAddr::from),
+        },
+        interface_chosen: !options.iface.is_empty()
+            || !options.iface_regex.is_empty()
+            || options.iface_can_reach.0.is_some(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    fn store(arguments: &[&str]) -> Result<Store, String> {
+        let options = RunOptions::try_parse_from([&["run"], arguments].concat()).unwrap();
+        Store::of(&options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn leases_are_in_one_place() {
+        assert_eq!(store(&[]), Ok(Store::Etcd));
+        assert_eq!(store(&["--lease-file=/a"]), Ok(Store::File));
+        assert_eq!(store(&["--lease-file="]), Ok(Store::Etcd));
+        let error = store(&["--lease-file=/a", "--kube-subnet-mgr"]).unwrap_err();
+        assert!(error.contains("--lease-file = /a"), "{error}");
+    }
 
     #[test]
     fn endpoints_are_told_from_other_text() {

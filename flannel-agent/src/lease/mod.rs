@@ -6,6 +6,7 @@
 pub mod alloc;
 pub mod changes;
 pub mod etcd;
+pub mod file;
 pub mod key;
 pub mod value;
 
