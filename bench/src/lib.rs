@@ -33,6 +33,7 @@ pub mod error;
 pub mod etcd;
 pub mod exposition;
 pub mod inject;
+pub mod kube;
 pub mod lease;
 pub mod mounts;
 pub mod netns;

@@ -1,0 +1,4 @@
+//! Kubernetes for the lab.
+
+#[cfg(feature = "api-server")]
+pub mod mock;
