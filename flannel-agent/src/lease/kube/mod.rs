@@ -334,3 +334,5 @@ fn assigned(node: &Node, config: &NetworkConfig) -> Result<PerFamily<IpNet>, Str
     Ok(subnets)
 }
 
+#[cfg(test)]
+mod tests;
