@@ -14,7 +14,7 @@ use crate::{
     cni,
     error::{Error, Result},
     etcd::Etcd,
-    lease_store::{LeaseStore, Store},
+    lease_store::{self, LeaseStore, Store},
     netns::Netns,
     node::{Node, NodeConfig},
     process::Lifetime,
@@ -87,7 +87,7 @@ pub enum Step<'a> {
 pub(crate) struct Settings {
     pub(crate) lab: LabId,
     pub(crate) switch: Netns,
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) network: String,
     pub(crate) underlay: Underlay,
     pub(crate) ipv6: bool,
@@ -171,7 +171,7 @@ impl Cluster {
         let ipv6 = config.ipv6 || stock::is_dual_stack(&config.network);
         underlay::build_switch(&switch, config.underlay, ipv6)?;
         // etcd serves by the time the nodes are built.
-        let store = Store::start(
+        let store = lease_store::start(
             config.leases,
             id,
             &switch,
@@ -181,7 +181,7 @@ impl Cluster {
         let settings = Settings {
             lab: id,
             switch,
-            store: Arc::new(store),
+            store,
             network: config.network.clone(),
             underlay: config.underlay,
             ipv6,

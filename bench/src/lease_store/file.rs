@@ -11,9 +11,10 @@ use std::{
 use serde::Serialize;
 use serde_json::Value;
 
+use super::{AgentFlags, NewNode, Store};
 use crate::{
     error::{Error, IoContext, Result},
-    lease::{self, Lease, Subnet, Subnet6},
+    lease::{self, Lease},
 };
 
 /// The file and what is in it.
@@ -38,38 +39,6 @@ impl LeaseFile {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn set_network(&self, json: &str) -> Result<()> {
-        let mut content = self.content();
-        content.config = parse("network config", json)?;
-        self.write(&content)
-    }
-
-    pub(super) fn put(&self, subnet: Subnet, subnet6: Option<Subnet6>, value: &str) -> Result<()> {
-        let mut content = self.content();
-        let key = lease::key(subnet, subnet6);
-        let value = parse(&key, value)?;
-        content.leases.insert(key, value);
-        self.write(&content)
-    }
-
-    pub(super) fn remove(&self, key: &str) -> Result<()> {
-        let mut content = self.content();
-        content.leases.remove(key);
-        self.write(&content)
-    }
-
-    pub(super) fn leases(&self) -> Result<Vec<Lease>> {
-        let content = self.content();
-        let leases = content.leases.iter();
-        leases
-            .map(|(key, value)| Lease::parse(key, &value.to_string()))
-            .collect()
-    }
-
     /// Puts the new content in the old one's place at once. Before there is a config there is no file.
     fn write(&self, content: &Content) -> Result<()> {
         if content.config.is_null() {
@@ -83,6 +52,55 @@ impl LeaseFile {
 
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for LeaseFile {
+    fn publish_network(&self, json: &str) -> Result<()> {
+        let mut content = self.content();
+        content.config = parse("network config", json)?;
+        self.write(&content)
+    }
+
+    fn add_node(&self, node: &NewNode<'_>) -> Result<()> {
+        let value = node
+            .value
+            .map_err(|error| Error::Unsupported(error.to_string()))?;
+        let mut content = self.content();
+        let key = lease::key(node.subnet, node.subnet6);
+        let value = parse(&key, value)?;
+        content.leases.insert(key, value);
+        self.write(&content)
+    }
+
+    fn agent_flags(&self, _node: &str, _directory: &Path, _network: &str) -> Result<AgentFlags> {
+        Ok(AgentFlags {
+            arguments: vec![format!("--lease-file={}", self.path.display())],
+            ..AgentFlags::default()
+        })
+    }
+
+    fn leases(&self) -> Result<Vec<Lease>> {
+        let content = self.content();
+        let leases = content.leases.iter();
+        leases
+            .map(|(key, value)| Lease::parse(key, &value.to_string()))
+            .collect()
+    }
+
+    /// It is in the file since the node was made.
+    fn publish(&self, _node: &str, _value: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn withdraw(&self, _node: &str, key: &str) -> Result<()> {
+        let mut content = self.content();
+        content.leases.remove(key);
+        self.write(&content)
+    }
+
+    fn file(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 }
 

@@ -111,7 +111,7 @@ pub struct Stock {
     address: Ipv4Addr,
     address6: Option<Ipv6Addr>,
     netns: Netns,
-    store: Arc<Store>,
+    store: Arc<dyn Store>,
     subnet_file: PathBuf,
     network_config: String,
     mtu: u32,
