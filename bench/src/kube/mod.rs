@@ -1,4 +1,5 @@
 //! Kubernetes for the lab.
 
+pub mod lease;
 #[cfg(feature = "api-server")]
 pub mod mock;
