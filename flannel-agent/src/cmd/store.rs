@@ -10,6 +10,7 @@ use crate::{
     lease::{
         etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
         file::{File, Options as FileOptions},
+        kube::{Access, Kube, Names, NodeName, Options as KubeOptions},
     },
 };
 
@@ -18,6 +19,8 @@ use crate::{
 pub enum Store {
     /// `--etcd-endpoints`.
     Etcd,
+    /// `--kube-subnet-mgr`.
+    Kube,
     /// `--lease-file`.
     File,
 }
@@ -38,9 +41,7 @@ impl Store {
             return Ok(Self::File);
         }
         if options.switches.kube_subnet_mgr {
-            bail!(
-                "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
-            );
+            return Ok(Self::Kube);
         }
         let endpoints: Vec<&String> = options
             .etcd_endpoints
@@ -106,6 +107,25 @@ pub fn etcd(options: &RunOptions) -> anyhow::Result<Etcd> {
     Ok(Etcd::new(etcd, margin))
 }
 
+/// The Kubernetes subnet manager. Files that prove who the agent is must be there at the start as for upstream; later
+/// they may change.
+///
+/// # Errors
+/// When an option or a file is wrong, or nothing says how this node is called.
+pub async fn kube(options: &RunOptions) -> anyhow::Result<Kube> {
+    let access = Access::new(&options.kubeconfig_file, &options.kube_api_url)?;
+    let names = Names::new(&options.kube_annotation_prefix)?;
+    let node = NodeName::from_variables(|name| std::env::var(name).ok())?;
+    access.client().await?;
+    Ok(Kube::new(KubeOptions {
+        access,
+        names,
+        node,
+        net_config: options.net_config_path.clone(),
+        set_network_unavailable: options.switches.set_node_network_unavailable,
+    }))
+}
+
 /// The static-file subnet manager. Must be called where tasks can be started.
 pub fn file(options: &RunOptions) -> File {
     File::new(FileOptions {
@@ -134,6 +154,7 @@ mod tests {
     #[test]
     fn leases_are_in_one_place() {
         assert_eq!(store(&[]), Ok(Store::Etcd));
+        assert_eq!(store(&["--kube-subnet-mgr"]), Ok(Store::Kube));
         assert_eq!(store(&["--lease-file=/a"]), Ok(Store::File));
         assert_eq!(store(&["--lease-file="]), Ok(Store::Etcd));
         let error = store(&["--lease-file=/a", "--kube-subnet-mgr"]).unwrap_err();

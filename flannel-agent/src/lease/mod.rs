@@ -8,6 +8,7 @@ pub mod changes;
 pub mod etcd;
 pub mod file;
 pub mod key;
+pub mod kube;
 pub mod value;
 
 use std::{collections::BTreeMap, future::Future, net::IpAddr, time::Instant};
