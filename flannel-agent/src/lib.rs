@@ -3,7 +3,7 @@
 //! Data flows one way:
 //!
 //! ```text
-//!   etcd ──► lease ──────► backend ────► desired state ─┐
+//!  store ──► lease ──────► backend ────► desired state ─┐
 //!            (own, peers)  (pure plan)                  ├─► diff ──► kernel objects   (kernel::apply)
 //!   netlink ► kernel::observe ─────────► actual state ──┘      └──► BPF maps, hooks  (fastpath)
 //!              ▲
@@ -15,7 +15,7 @@
 //! | [`cmd`] | the command line: `run`, `status`, `cleanup` |
 //! | [`family`] | what exists once per address family |
 //! | [`netconf`] | the network config: defaults and rules |
-//! | [`lease`] | leases, and the subnet manager that keeps them in etcd |
+//! | [`lease`] | leases, and the subnet managers that keep them: in etcd, in the Kubernetes API, in a file |
 //! | [`iface`] | the choice of the interface between nodes |
 //! | [`backend`] | vxlan, host-gw, udp, ipip: leases into desired objects; extension: nodes into commands; without side effects |
 //! | [`kernel`] | reads and writes kernel objects; nothing else does |

@@ -5,7 +5,8 @@
 //!  "leases": {"10.5.34.0-24": {"PublicIP": "192.168.100.1", "BackendType": "host-gw"}}}
 //! ```
 //!
-//! The config, the leases' names and their values are those of etcd, to the letter. A lease that is not understood
+//! The config, the leases' names and their values are those of etcd, to the letter; only SubnetLen, SubnetMin and
+//! SubnetMax have no effect, because whoever writes the file assigns the subnets. A lease that is not understood
 //! concerns that lease alone, as a key in etcd does; anything else that is wrong concerns the file, which is then not
 //! used at all: a slip of an editor must not withdraw a fleet's routes.
 
@@ -104,7 +105,7 @@ impl Document {
     /// When it cannot be used.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
         let raw: Raw<'_> = serde_json::from_slice(json)?;
-        let config = NetworkConfig::parse(raw.config.get().as_bytes())?;
+        let config = NetworkConfig::parse_assigned(raw.config.get().as_bytes())?;
         if config.pools.v4.is_none() {
             return Err(Error::NoIpv4);
         }
@@ -135,7 +136,7 @@ mod tests {
         let document = Document::parse(text.as_bytes()).unwrap();
         assert_eq!(
             document.config,
-            NetworkConfig::parse(CONFIG.as_bytes()).unwrap()
+            NetworkConfig::parse_assigned(CONFIG.as_bytes()).unwrap()
         );
         assert_eq!(
             document.leases["10.5.34.0-24"],

@@ -10,7 +10,7 @@ const REPORTED: Duration = Duration::from_secs(10);
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 fn config() -> NetworkConfig {
-    NetworkConfig::parse(CONFIG.as_bytes()).unwrap()
+    NetworkConfig::parse_assigned(CONFIG.as_bytes()).unwrap()
 }
 
 fn vxlan(address: &str, last: u8) -> String {
@@ -129,7 +129,7 @@ fn the_own_lease_is_found_by_address_and_must_say_what_is_so() {
 #[test]
 fn a_dual_stack_lease_is_compared_in_both_families() {
     let config = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"host-gw"}}"#;
-    let config = NetworkConfig::parse(config.as_bytes()).unwrap();
+    let config = NetworkConfig::parse_assigned(config.as_bytes()).unwrap();
     let lease = |name: &str, address| {
         let value = format!(
             r#"{{"PublicIP":"192.168.100.1","PublicIPv6":"{address}","BackendType":"host-gw"}}"#
