@@ -54,6 +54,7 @@ mod secure;
 mod service_pair;
 mod services;
 mod spoofing;
+mod stores;
 mod suites;
 mod support;
 mod tiers;
@@ -159,6 +160,7 @@ fn main() -> ExitCode {
                 .map(|(name, test)| of_backend(backend, name, Path::Kernel, *test, || None)),
         );
     }
+    trials.extend(stores::trials());
     trials.extend(udp::TESTS.iter().map(|(name, test)| alone(name, *test)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
