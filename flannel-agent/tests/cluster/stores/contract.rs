@@ -107,19 +107,19 @@ fn peers_come_and_go<S: TestStore>() -> Outcome {
         let session = Session::start(store, netns);
         session.wait_peers("one peer", &[&first])?;
         store.put(&second)?;
-        session.wait_peers("a new peer", &[&first, &second])?;
+        session.wait_change::<S>("a new peer", &[&first, &second])?;
 
         let other_mac = second.clone().with_mac([0x0e, 1, 1, 1, 1, 1]);
         store.put(&other_mac)?;
-        session.wait_peers("another MAC", &[&first, &other_mac])?;
+        session.wait_change::<S>("another MAC", &[&first, &other_mac])?;
         let moved = Entry {
             address: Entry::peer(9).address,
             ..other_mac.clone()
         };
         store.put(&moved)?;
-        session.wait_peers("another address", &[&first, &moved])?;
+        session.wait_change::<S>("another address", &[&first, &moved])?;
         store.remove(&first)?;
-        session.wait_peers("a peer that goes", &[&moved])?;
+        session.wait_change::<S>("a peer that goes", &[&moved])?;
         // Only what has changed has gone.
         let withdrawn = session.known().withdrawn;
         let gone = [second, other_mac, first].map(|peer| peer.lease());
@@ -136,12 +136,12 @@ fn garbage<S: TestStore>() -> Outcome {
         let session = Session::start(store, netns);
         session.wait_peers("two peers", &[&first, &second])?;
         store.spoil(&first)?;
-        session.wait_peers("one that is understood", &[&second])?;
+        session.wait_change::<S>("one that is understood", &[&second])?;
         ensure!(session.known().skipped() == 1, "the other is not reported");
         let withdrawn = session.known().withdrawn;
         ensure!(withdrawn == [first.lease()], "{withdrawn:?}");
         store.put(&first)?;
-        session.wait_peers("both again", &[&first, &second])?;
+        session.wait_change::<S>("both again", &[&first, &second])?;
         ensure!(session.known().skipped() == 0, "still reported");
         session.stop()
     })

@@ -6,6 +6,7 @@ use std::{
     fs,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use flannel_agent::lease::{
@@ -73,6 +74,8 @@ impl TestStore for File {
     const NAME: &'static str = "file";
     const OWN: OwnEntry = OwnEntry::Given;
     const CLUSTER: LeaseStore = LeaseStore::File;
+    // Two looks must agree, a second apart.
+    const SEEN_WITHIN: Duration = Duration::from_secs(8);
 
     fn make(cluster: &Cluster) -> anyhow::Result<Self> {
         let store = Self {

@@ -126,7 +126,11 @@ impl Session {
 
     /// Waits for something that the manager reports.
     pub(crate) fn wait(&self, what: &str, condition: impl Fn(&Known) -> bool) -> Outcome {
-        wait::until(what, FOLLOWS, || {
+        self.wait_for(what, FOLLOWS, condition)
+    }
+
+    fn wait_for(&self, what: &str, limit: Duration, condition: impl Fn(&Known) -> bool) -> Outcome {
+        wait::until(what, limit, || {
             let known = self.known();
             let holds = condition(&known);
             Ok(holds.then_some(()).ok_or_else(|| {
@@ -145,6 +149,12 @@ impl Session {
     pub(crate) fn wait_peers(&self, what: &str, peers: &[&Entry]) -> Outcome {
         let leases: Vec<Lease> = peers.iter().map(|peer| peer.lease()).collect();
         self.wait(what, |known| known.own.is_some() && known.peers() == leases)
+    }
+
+    /// Waits until exactly these peers are known, as long as the store may take to tell of a change.
+    pub(crate) fn wait_change<S: TestStore>(&self, what: &str, peers: &[&Entry]) -> Outcome {
+        let leases: Vec<Lease> = peers.iter().map(|peer| peer.lease()).collect();
+        self.wait_for(what, S::SEEN_WITHIN, |known| known.peers() == leases)
     }
 
     /// Waits until this node has its lease and the manager has reported what there is.

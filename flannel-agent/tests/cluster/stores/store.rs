@@ -1,6 +1,6 @@
 //! What a test does to a store, and the nodes that it speaks of.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use flannel_agent::{
     family::PerFamily,
@@ -13,7 +13,7 @@ use flannel_common::addr::Mac;
 use ipnet::IpNet;
 use lab::{Cluster, LeaseStore};
 
-use crate::support::Outcome;
+use crate::support::{Outcome, PROMPT};
 
 /// The network config of these tests.
 pub(crate) const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -98,6 +98,8 @@ pub(crate) trait TestStore: Sized + Send + Sync + 'static {
     type Manager: SubnetManager;
     const NAME: &'static str;
     const OWN: OwnEntry;
+    /// How soon a change of an entry is known, at the latest.
+    const SEEN_WITHIN: Duration = PROMPT;
     /// The store of the same kind that the lab can give a whole cluster.
     const CLUSTER: LeaseStore;
     /// What a cluster must have for [`TestStore::make`]; a file costs nothing.
