@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-use super::tally::{Skip, Tally};
+use super::tally::{Failure, Skip, Tally};
 use crate::{bench, build::Objects, command, setup::distro::is_root, workspace::Workspace};
 
 /// What must not become worse.
@@ -67,7 +67,7 @@ pub fn run(workspace: &Workspace, objects: &Objects) -> Result<Tally> {
         if passed {
             tally.passed += 1;
         } else {
-            tally.failed.push(test.to_owned());
+            tally.failed.push(Failure::of(test));
         }
     };
     let missed = status.code() == Some(MISSED);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     Options,
     runner::Runners,
-    tally::{Skip, Tally},
+    tally::{Failure, Skip, Tally},
 };
 use crate::{
     build::{self, Objects},
@@ -78,7 +78,7 @@ pub fn run(workspace: &Workspace, runners: &Runners<'_>, options: &Options) -> R
                 outcome
             }
             Err(error) => {
-                tally.failed.push(name.to_owned());
+                tally.failed.push(Failure::of(name));
                 format!("FAILED: {error:#}")
             }
         };

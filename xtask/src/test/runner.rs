@@ -26,6 +26,9 @@ const BPF_TARGET: &str = "programs";
 /// The integration test of what upstream's tests and users ask for.
 const CONFORMANCE_TARGET: &str = "conformance";
 
+/// If more tests fail than these, the fault is not the machine's.
+const REPEATED_AT_MOST: usize = 2;
+
 /// A runner that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
@@ -82,10 +85,34 @@ impl<'a> Runners<'a> {
     /// Runs a suite.
     pub fn run(&self, suite: Suite, options: &Options) -> Result<Tally> {
         let mut tally = self.run_on(self.object, suite, options)?;
+        if suite.has_clusters() && tally.failed.len() <= REPEATED_AT_MOST {
+            self.repeat(suite, &mut tally)?;
+        }
         if suite == Suite::Unit {
             tally.add(self.run_documentation(options)?);
         }
         Ok(tally)
+    }
+
+    /// Runs the tests that failed once more, each alone on the machine.
+    fn repeat(&self, suite: Suite, tally: &mut Tally) -> Result<()> {
+        for failure in std::mem::take(&mut tally.failed) {
+            println!("  once more, alone: {}", failure.test);
+            let options = Options {
+                filter: Some(failure.test.clone()),
+                test_threads: Some(1),
+                exact: true,
+                ..Options::default()
+            };
+            let again = self.run_on(self.object, suite, &options)?;
+            if again.passed == 1 && again.failed.is_empty() {
+                tally.passed += 1;
+                tally.passed_later.push(failure);
+            } else {
+                tally.failed.push(failure);
+            }
+        }
+        Ok(())
     }
 
     /// Runs the BPF suite on another object than the build's, with all its tests.
@@ -147,7 +174,8 @@ impl<'a> Runners<'a> {
         command
             .current_dir(package)
             .env_remove("LD_LIBRARY_PATH")
-            .args(&options.filter);
+            .args(&options.filter)
+            .args(options.exact.then_some("--exact"));
         if suite.has_clusters() {
             let cores = thread::available_parallelism().map_or(1, usize::from);
             let threads = options.test_threads.unwrap_or(cores);

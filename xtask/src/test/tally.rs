@@ -1,5 +1,7 @@
 //! Reads what test runners print: libtest, rustdoc and libtest-mimic, which differ in how they give a reason.
 
+use std::fmt;
+
 /// A test that did not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skip {
@@ -9,13 +11,59 @@ pub struct Skip {
     pub reason: String,
 }
 
+/// A test that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its name, or that of the runner.
+    pub test: String,
+    /// The beginning of what it said, in one line; empty if nothing is known.
+    pub reason: String,
+}
+
+/// How much of a failed test's words is repeated, in lines and in characters.
+const REASON_LINES: usize = 6;
+const REASON_LENGTH: usize = 500;
+
+impl Failure {
+    /// One of which only the name is known.
+    pub fn of(test: impl Into<String>) -> Self {
+        Self {
+            test: test.into(),
+            reason: String::new(),
+        }
+    }
+
+    fn says(&mut self, line: &str) {
+        let line = line.trim();
+        let lines = self.reason.lines().count();
+        if !line.is_empty() && lines < REASON_LINES && self.reason.len() < REASON_LENGTH {
+            if lines > 0 {
+                self.reason.push('\n');
+            }
+            self.reason.push_str(line);
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.test)?;
+        for (number, line) in self.reason.lines().enumerate() {
+            write!(f, "{}{line}", if number == 0 { ": " } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
 /// Counts of one or more runners.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
     pub passed: u64,
-    /// Names of tests that failed.
-    pub failed: Vec<String>,
+    /// Tests that failed.
+    pub failed: Vec<Failure>,
+    /// Tests that are among those that passed, but failed at first.
+    pub passed_later: Vec<Failure>,
     /// Tests that did not run.
     pub skipped: Vec<Skip>,
 }
@@ -30,6 +78,7 @@ impl Tally {
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed.extend(other.failed);
+        self.passed_later.extend(other.passed_later);
         self.skipped.extend(other.skipped);
     }
 }
@@ -45,7 +94,9 @@ struct Closing {
 /// Follows a runner's output.
 #[derive(Debug, Default)]
 pub struct Reader {
-    failed: Vec<String>,
+    failed: Vec<Failure>,
+    /// Whose words are being read: its place among the failed.
+    speaking: Option<usize>,
     skipped: Vec<Skip>,
     closings: Vec<Closing>,
 }
@@ -53,6 +104,20 @@ pub struct Reader {
 impl Reader {
     /// Takes a line of standard output.
     pub fn line(&mut self, line: &str) {
+        if let Some(title) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" ----"))
+        {
+            let test = title.strip_suffix(" stdout").unwrap_or(title);
+            self.speaking = self.failed.iter().position(|failure| failure.test == test);
+            return;
+        }
+        if line == "failures:" || line.starts_with("test result: ") {
+            self.speaking = None;
+        }
+        if let Some(speaking) = self.speaking {
+            self.failed[speaking].says(line);
+        }
         let Some(rest) = line.strip_prefix("test ") else {
             return;
         };
@@ -61,7 +126,7 @@ impl Reader {
         } else if let Some((name, outcome)) = rest.rsplit_once(" ... ") {
             let test = name.trim().to_owned();
             if outcome.starts_with("FAILED") {
-                self.failed.push(test);
+                self.failed.push(Failure::of(test));
             } else if let Some(reason) = outcome.strip_prefix("ignored") {
                 let reason = reason_text(reason).to_owned();
                 self.skipped.push(Skip { test, reason });
@@ -79,8 +144,8 @@ impl Reader {
             sum(|closing| closing.ignored),
         );
         for number in self.failed.len() as u64..failed {
-            self.failed
-                .push(format!("{runner}: failure {} without a name", number + 1));
+            let name = format!("{runner}: failure {} without a name", number + 1);
+            self.failed.push(Failure::of(name));
         }
         for number in self.skipped.len() as u64..ignored {
             self.skipped.push(Skip {
@@ -89,15 +154,16 @@ impl Reader {
             });
         }
         match end {
-            Err(end) if failed == 0 => self.failed.push(format!("{runner}: {end}")),
-            Ok(()) if self.closings.is_empty() => self
-                .failed
-                .push(format!("{runner}: ended without a test result")),
+            Err(end) if failed == 0 => self.failed.push(Failure::of(format!("{runner}: {end}"))),
+            Ok(()) if self.closings.is_empty() => self.failed.push(Failure::of(format!(
+                "{runner}: ended without a test result"
+            ))),
             _ => {}
         }
         Tally {
             passed,
             failed: self.failed,
+            passed_later: Vec::new(),
             skipped: self.skipped,
         }
     }
@@ -141,6 +207,10 @@ mod tests {
         reader.finish("runner", end)
     }
 
+    fn names(tally: &Tally) -> Vec<String> {
+        tally.failed.iter().map(Failure::to_string).collect()
+    }
+
     #[test]
     fn libtest_output_is_counted_with_names_and_reasons() {
         let tally = read(
@@ -155,7 +225,7 @@ mod tests {
             Err("exit status: 101".into()),
         );
         assert_eq!(tally.passed, 2);
-        assert_eq!(tally.failed, ["lease::renewal"]);
+        assert_eq!(names(&tally), ["lease::renewal: test text that looks odd"]);
         assert_eq!(
             tally.skipped,
             [Skip {
@@ -200,14 +270,14 @@ mod tests {
     #[test]
     fn a_runner_that_dies_is_a_failure() {
         let killed = read("test a ... ok\n", Err("signal: 9 (SIGKILL)".into()));
-        assert_eq!(killed.failed, ["runner: signal: 9 (SIGKILL)"]);
+        assert_eq!(names(&killed), ["runner: signal: 9 (SIGKILL)"]);
         let silent = read("", Ok(()));
-        assert_eq!(silent.failed, ["runner: ended without a test result"]);
+        assert_eq!(names(&silent), ["runner: ended without a test result"]);
         let late = read(
             "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
             Err("signal: 6 (SIGABRT)".into()),
         );
-        assert_eq!(late.failed, ["runner: signal: 6 (SIGABRT)"]);
+        assert_eq!(names(&late), ["runner: signal: 6 (SIGABRT)"]);
     }
 
     #[test]
@@ -220,7 +290,7 @@ mod tests {
              test result: FAILED. 0 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
             Err("exit status: 101".into()),
         );
-        assert_eq!(tally.failed, ["runner: failure 1 without a name"]);
+        assert_eq!(names(&tally), ["runner: failure 1 without a name"]);
         assert_eq!(tally.skipped.len(), 1);
     }
 }

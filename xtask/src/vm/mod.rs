@@ -211,7 +211,7 @@ fn tally(rows: &[Row]) -> Tally {
             },
         };
         for failed in &mut tally.failed {
-            *failed = format!("{}: {failed}", row.release());
+            failed.test = format!("{}: {}", row.release(), failed.test);
         }
         for skip in &mut tally.skipped {
             skip.test = format!("{}: {}", row.release(), skip.test);

@@ -3,7 +3,7 @@
 use anyhow::Error;
 use serde::Deserialize;
 
-use crate::test::tally::{Reader, Tally};
+use crate::test::tally::{Failure, Reader, Tally};
 
 /// The first line, with the kernel's release.
 pub const BOOTED: &str = "machine booted";
@@ -165,7 +165,7 @@ impl Results {
 
     /// Counts a failure that is no test's.
     pub fn fail(&mut self, reason: String) {
-        self.tally.failed.push(reason);
+        self.tally.failed.push(Failure::of(reason));
     }
 }
 
@@ -204,18 +204,24 @@ mod tests {
         assert!(results.tally.failed.is_empty());
     }
 
+    fn names(results: &Results) -> Vec<String> {
+        results
+            .tally
+            .failed
+            .iter()
+            .map(Failure::to_string)
+            .collect()
+    }
+
     #[test]
     fn a_machine_that_ends_early_is_a_failure() {
         let mut early = read(RUN);
         early.end(Vec::new());
-        assert_eq!(
-            early.tally.failed,
-            ["the machine ended before the last test"]
-        );
+        assert_eq!(names(&early), ["the machine ended before the last test"]);
         let mut meanwhile = read(&format!("{RUN}machine begin vlan\ntest c ... "));
         meanwhile.end(vec!["kernel message: Oops".into()]);
         assert_eq!(
-            meanwhile.tally.failed,
+            names(&meanwhile),
             ["vlan: the machine ended meanwhile", "kernel message: Oops"]
         );
     }
@@ -227,7 +233,7 @@ mod tests {
              machine begin cluster\ntest x ... FAILED\nmachine end 124\n",
         );
         assert_eq!(
-            results.tally.failed,
+            names(&results),
             ["probe: error: no BTF", "x", "cluster: exit status 124"]
         );
         assert!(results.output.contains("test x ... FAILED"));
