@@ -36,6 +36,9 @@ pub enum LeaseStore {
     /// As annotations of Node objects, in an API server in this process; nodes have the subnets of their number.
     #[cfg(feature = "api-server")]
     ApiServer,
+    /// The same in an API server that speaks TLS and wants bearer tokens, of which each agent has its own in a kubeconfig.
+    #[cfg(feature = "api-server")]
+    SecureApiServer,
     /// In a file that all agents read, and that the lab writes; nodes have the subnets of their number.
     File,
 }
@@ -114,7 +117,12 @@ pub(crate) fn start(
             Arc::new(etcd)
         }
         #[cfg(feature = "api-server")]
-        LeaseStore::ApiServer => Arc::new(api::start(netns, address, lifetime)?),
+        LeaseStore::ApiServer => Arc::new(api::start(netns, address, None, lifetime)?),
+        #[cfg(feature = "api-server")]
+        LeaseStore::SecureApiServer => {
+            let directory = lab.directory().join("kube-apiserver");
+            Arc::new(api::start(netns, address, Some(directory), lifetime)?)
+        }
         LeaseStore::File => Arc::new(LeaseFile::new(&lab.directory())),
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::{
     Response, StatusCode,
     body::Bytes,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
 use serde_json::{Value, json};
 
@@ -87,14 +87,19 @@ fn spoiled(text: Bytes, fault: Option<Fault>) -> Content {
 fn respond(code: StatusCode, content: Content) -> Response<Content> {
     let mut response = Response::new(content);
     *response.status_mut() = code;
-    let json = hyper::header::HeaderValue::from_static("application/json");
+    let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
 }
 
 fn refuse(refusal: &Refusal) -> Response<Content> {
-    let body = format!("{}\n", refusal.body);
+    let text = refusal.body.as_str();
+    let body = text.map_or_else(|| refusal.body.to_string(), str::to_owned) + "\n";
     let mut response = respond(refusal.code, Content::Whole(Some(body.into())));
+    if text.is_some() {
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+    }
     if let Some(seconds) = refusal.retry_after {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
@@ -168,7 +173,8 @@ fn patch_node(
     let form = patch::Form::of(&request.content_type);
     let form = form.ok_or_else(Refusal::unsupported_media_type)?;
     if !request.body.is_object() {
-        return Err(Refusal::bad_request("the body of a patch is a JSON object"));
+        let reason = "couldn't get version/kind; json parse error";
+        return Err(Refusal::invalid_patch(&request.body, reason));
     }
     let before = state.store.node(name);
     let before = before.ok_or_else(|| Refusal::not_found("nodes", name))?;
@@ -186,10 +192,19 @@ fn patch_node(
         return Err(Refusal::bad_request(&reason));
     }
     for texts in ["annotations", "labels"] {
-        let fields = metadata[texts].as_object().into_iter().flatten();
-        if let Some((field, value)) = fields.into_iter().find(|(_, value)| !value.is_string()) {
-            let reason = format!("metadata.{texts}: {field} is no string: {value}");
-            return Err(Refusal::bad_request(&reason));
+        let mut values = metadata[texts]
+            .as_object()
+            .into_iter()
+            .flat_map(serde_json::Map::values);
+        if let Some(value) = values.find(|value| !value.is_string()) {
+            let kind = match value {
+                Value::Number(number) if number.is_i64() => "int64",
+                Value::Number(_) => "float64",
+                Value::Bool(_) => "bool",
+                _ => "map[string]interface {}",
+            };
+            let reason = format!("cannot convert {kind} to string");
+            return Err(Refusal::invalid_patch(&request.body, &reason));
         }
     }
     let kept = if status { "spec" } else { "status" };

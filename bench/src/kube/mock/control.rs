@@ -217,6 +217,12 @@ impl ApiServer {
         self.shared.state().tokens = Some(tokens);
     }
 
+    /// Lets in one more bearer token; from now on one is needed.
+    pub fn let_in(&self, token: &str) {
+        let tokens = &mut self.shared.state().tokens;
+        tokens.get_or_insert_default().insert(token.to_owned());
+    }
+
     /// Refuses a verb on a resource from now on, such as `patch` on `nodes/status`, with 403.
     pub fn deny(&self, verb: &str, resource: &str) {
         let denied = (verb.to_owned(), resource.to_owned());

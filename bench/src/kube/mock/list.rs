@@ -21,7 +21,8 @@ const NEWEST: i64 = -1;
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 
 /// A continue token.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Token {
     v: String,
     rv: i64,
@@ -42,9 +43,22 @@ impl Token {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).expect("strings and a number are JSON"))
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        let token: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-        (token.v == TOKEN_VERSION).then_some(token)
+    fn parse(text: &str) -> Result<Self, Refusal> {
+        let bad = |reason: &str| {
+            let message = format!("invalid continue token: continue key is not valid: {reason}");
+            Refusal::bad_request(&message)
+        };
+        let json = URL_SAFE_NO_PAD.decode(text);
+        let json = json.map_err(|_| bad("illegal base64 data at input byte 0"))?;
+        let token: Self = serde_json::from_slice(&json).map_err(|error| bad(&error.to_string()))?;
+        if token.v != TOKEN_VERSION {
+            let reason = format!(
+                "server does not recognize this encoded version {:?}",
+                token.v
+            );
+            return Err(bad(&reason));
+        }
+        Ok(token)
     }
 }
 
@@ -58,9 +72,7 @@ pub(super) fn answer(store: &Store, request: &Request) -> Result<Bytes, Refusal>
             let reason = "specifying resource version is not allowed when using continue";
             return Err(Refusal::bad_request(reason));
         }
-        let token = Token::parse(token).ok_or_else(|| {
-            Refusal::bad_request("continue key is not valid: illegal base64 data")
-        })?;
+        let token = Token::parse(token)?;
         return further_page(store, request, &token, limit);
     }
     match revision {
@@ -166,7 +178,8 @@ pub(super) fn name_of(request: &Request) -> Result<Option<&str>, Refusal> {
         None if selector.is_empty() => Ok(None),
         Some(("metadata.name", name)) => Ok(Some(name.trim_start_matches('='))),
         _ => {
-            let reason = format!("field label not supported: {selector}");
+            let label = selector.split('=').next().unwrap_or_default();
+            let reason = format!("field label not supported: {label}");
             Err(Refusal::bad_request(&reason))
         }
     }
@@ -178,7 +191,10 @@ pub(super) fn number(request: &Request, name: &str) -> Result<Option<u64>, Refus
         "" => Ok(None),
         text => match text.parse::<u64>() {
             Ok(number) => Ok((number > 0).then_some(number)),
-            Err(error) => Err(Refusal::bad_request(&format!("{name} {text:?}: {error}"))),
+            Err(_) => {
+                let reason = format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+                Err(Refusal::bad_request(&reason))
+            }
         },
     }
 }

@@ -23,19 +23,23 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use serde_json::Value;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch as latest};
 
-use self::{fault::Faults, server::Server, store::Store};
+use self::{fault::Faults, server::Server, store::Store, tls::Tls};
 pub use self::{
     fault::{Fault, Interrupt},
     node::{node, set_pod_cidrs},
@@ -53,26 +57,38 @@ pub struct Options {
     pub log_limit: usize,
     /// How often a watch that allows bookmarks gets one.
     pub bookmarks: Duration,
+    /// Speak TLS, with a certificate that is made in this directory.
+    pub tls: Option<PathBuf>,
 }
 
 impl Default for Options {
-    /// As many changes as a test makes, and a bookmark each minute as the real server sends them.
+    /// As many changes as a test makes, a bookmark each minute as the real server sends them, and no TLS.
     fn default() -> Self {
         Self {
             log_limit: 50_000,
             bookmarks: Duration::from_mins(1),
+            tls: None,
         }
     }
 }
 
 /// A running API server.
-#[derive(Debug)]
 pub struct ApiServer {
     // First: the thread ends before what it works on goes.
     server: Server,
     shared: Arc<Shared>,
     netns: Option<Netns>,
     address: SocketAddr,
+    /// The authority's certificate, PEM; none without TLS.
+    authority: Option<String>,
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiServer")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What the server's thread and the handle share.
@@ -115,10 +131,16 @@ impl ApiServer {
     /// Starts a server that listens on `address` inside a namespace, or in that of the caller. Port 0 is any free one.
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If the address cannot be listened on, or without `openssl` for TLS.
     pub fn start(netns: Option<&Netns>, address: SocketAddr, options: Options) -> Result<Self> {
         let listener = server::bind(netns, address)?;
         let address = listener.local_addr().unwrap_or(address);
+        let tls = options
+            .tls
+            .as_ref()
+            .map(|directory| Tls::new(directory, address.ip()))
+            .transpose()?;
+        let (acceptor, authority) = tls.map(|tls| (tls.acceptor, tls.authority)).unzip();
         let store = Store::new(options.log_limit);
         let shared = Arc::new(Shared {
             changed: latest::Sender::new(store.revision()),
@@ -134,19 +156,45 @@ impl ApiServer {
             }),
             options,
         });
-        let server = Server::start(shared.clone())?;
+        let server = Server::start(shared.clone(), acceptor)?;
         server.listen(listener)?;
         Ok(Self {
             server,
             shared,
             netns: netns.cloned(),
             address,
+            authority,
         })
     }
 
     /// The URL for `--kube-api-url`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.authority.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// A kubeconfig for this server, with the authority's certificate if it speaks TLS, and a bearer token.
+    pub fn kubeconfig(&self, token: &str) -> String {
+        let mut cluster = json!({ "server": self.url() });
+        if let Some(authority) = &self.authority {
+            cluster["certificate-authority-data"] = STANDARD.encode(authority).into();
+        }
+        json!({
+            "kind": "Config", "apiVersion": "v1", "current-context": "lab",
+            "clusters": [{ "name": "lab", "cluster": cluster }],
+            "users": [{ "name": "flannel", "user": { "token": token } }],
+            "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": "flannel" } }],
+        })
+        .to_string()
+    }
+
+    /// The certificate of the authority that vouches for the server, PEM; none without TLS.
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
     }
 
     /// Closes the listener and all connections, as the kernel does for a server that is killed. What it knows stays.

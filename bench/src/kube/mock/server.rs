@@ -18,9 +18,12 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Shared,
@@ -51,7 +54,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(shared: Arc<Shared>) -> Result<Self> {
+    pub(super) fn start(shared: Arc<Shared>, tls: Option<TlsAcceptor>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -59,7 +62,7 @@ impl Server {
         let (orders, inbox) = mpsc::unbounded_channel();
         let thread = thread::Builder::new()
             .name("API server".to_owned())
-            .spawn(move || runtime.block_on(serve(shared, inbox)))
+            .spawn(move || runtime.block_on(serve(shared, tls, inbox)))
             .context("start", "the API server's thread")?;
         Ok(Self {
             orders: Some(orders),
@@ -109,7 +112,11 @@ pub(super) fn bind(netns: Option<&Netns>, address: SocketAddr) -> Result<TcpList
 }
 
 /// Works until nobody can give orders any more.
-async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Order>) {
+async fn serve(
+    shared: Arc<Shared>,
+    tls: Option<TlsAcceptor>,
+    mut inbox: mpsc::UnboundedReceiver<Order>,
+) {
     let mut listener = None;
     let mut connections = JoinSet::new();
     loop {
@@ -125,7 +132,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Order>) {
             },
             accepted = accept(listener.as_ref()) => match accepted {
                 Ok(stream) => {
-                    connections.spawn(connection(shared.clone(), stream));
+                    connections.spawn(connection(shared.clone(), tls.clone(), stream));
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             },
@@ -135,9 +142,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Order>) {
     connections.shutdown().await;
 }
 
-async fn accept(
-    listener: Option<&tokio::net::TcpListener>,
-) -> std::io::Result<tokio::net::TcpStream> {
+async fn accept(listener: Option<&tokio::net::TcpListener>) -> std::io::Result<TcpStream> {
     match listener {
         Some(listener) => listener.accept().await.map(|(stream, _)| stream),
         None => std::future::pending().await,
@@ -155,12 +160,28 @@ impl Connection {
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: tokio::net::TcpStream) {
+async fn connection(shared: Arc<Shared>, tls: Option<TlsAcceptor>, stream: TcpStream) {
     stream.set_nodelay(true).ok();
     let Ok(handle) = stream.as_fd().try_clone_to_owned() else {
         return;
     };
     let connection = Connection(Arc::new(handle));
+    match tls {
+        None => converse(shared, connection, stream).await,
+        // Who does not trust the certificate goes.
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(stream).await {
+                converse(shared, connection, stream).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    shared: Arc<Shared>,
+    connection: Connection,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) {
     let service = service_fn(|request| {
         let (shared, connection) = (shared.clone(), connection.clone());
         async move { answer(&shared, &connection, read(request).await?).await }

@@ -1,6 +1,7 @@
 //! `Status` bodies, as a Kubernetes API server writes them for whatever it refuses.
 //!
-//! Fields and texts are those of `k8s.io/apimachinery/pkg/api/errors`.
+//! `tests/refusals.json` holds what kube-apiserver 1.20.2 has written; the rest is after
+//! `k8s.io/apimachinery/pkg/api/errors`.
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ pub(super) struct Refusal {
     pub(super) code: StatusCode,
     /// Seconds; the header `Retry-After`.
     pub(super) retry_after: Option<u32>,
+    /// A `Status`, or plain text.
     pub(super) body: Value,
 }
 
@@ -104,15 +106,23 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }
 
+    /// A patch whose result would be no node; a patch is shown as Go prints it.
+    pub(super) fn invalid_patch(patch: &Value, reason: &str) -> Self {
+        let value = format!("Invalid value: \"{}\": {reason}", shown(patch));
+        let message = format!(" \"\" is invalid: patch: {value}");
+        let cause = json!({ "reason": "FieldValueInvalid", "message": value, "field": "patch" });
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &message)
+            .with_details(json!({ "causes": [cause] }))
+    }
+
     /// A patch in a form that is not known.
     pub(super) fn unsupported_media_type() -> Self {
-        let message = "the body of the request was in an unknown format - accepted media types include: \
-                       application/merge-patch+json, application/strategic-merge-patch+json";
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "UnsupportedMediaType",
-            message,
+            "415: Unsupported Media Type",
         )
+        .with_details(json!({}))
     }
 
     /// What the request refers to is no longer kept.
@@ -140,7 +150,8 @@ impl Refusal {
 
     /// A list of a revision that is yet to come.
     pub(super) fn too_large(revision: u64, current: u64) -> Self {
-        let message = format!("Too large resource version: {revision}, current: {current}");
+        let message =
+            format!("Timeout: Too large resource version: {revision}, current: {current}");
         let cause =
             json!({ "reason": "ResourceVersionTooLarge", "message": "Too large resource version" });
         Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", &message)
@@ -154,12 +165,12 @@ impl Refusal {
             401 => Self::unauthorized(),
             409 => Self::conflict("nodes", "unknown"),
             410 => Self::expired("The resourceVersion for the provided watch is too old."),
-            429 => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "TooManyRequests",
-                "Too many requests, please try again later.",
-            )
-            .with_details(json!({})),
+            // Written by a filter that knows no Status.
+            429 => Self {
+                code: StatusCode::TOO_MANY_REQUESTS,
+                retry_after,
+                body: "Too many requests, please try again later.".into(),
+            },
             500 => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "InternalError",
@@ -184,9 +195,28 @@ impl Refusal {
                 "unknown",
             ),
         };
-        match retry_after {
+        match retry_after.filter(|_| refusal.body.is_object()) {
             Some(seconds) => refusal.retry_after(seconds),
             None => refusal,
         }
+    }
+}
+
+/// A value as Go's `%v` prints it.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(name, value)| format!("{name}:{}", shown(value)));
+            format!("map[{}]", fields.collect::<Vec<_>>().join(" "))
+        }
+        Value::Array(values) => {
+            let values = values.iter().map(shown);
+            format!("[{}]", values.collect::<Vec<_>>().join(" "))
+        }
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }

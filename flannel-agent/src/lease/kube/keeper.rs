@@ -50,6 +50,8 @@ struct Own {
     lease: OwnLease,
     /// The Node as it was last seen; absent while there is none.
     node: Option<Node>,
+    /// Whether the agent was ready when the Node was last seen to.
+    ready: bool,
     /// `metadata.uid` of the Node whose condition was seen to.
     announced: Option<String>,
     /// When annotations were last patched.
@@ -75,6 +77,7 @@ impl Keeper {
             own: Own {
                 lease: own,
                 node: Some(node),
+                ready: false,
                 announced: None,
                 patched: None,
                 retry: None,
@@ -145,7 +148,7 @@ impl Keeper {
         let begun = Instant::now();
         let names = self.kube.api.names().clone();
         loop {
-            let unready = !self.board.ready();
+            let unready = !self.own.ready;
             tokio::select! {
                 change = watch.next(&names) => match change {
                     Ok(Some(change)) => {
@@ -303,6 +306,7 @@ impl Keeper {
     /// Sees to it that this node's Node object says what it should; what fails is tried again later.
     async fn maintain(&mut self) {
         self.own.retry = None;
+        self.own.ready = self.board.ready();
         let problem = match self.own_object().await {
             Ok(problem) => {
                 self.own.backoff = Backoff::new();
@@ -361,7 +365,7 @@ impl Keeper {
             return Ok(());
         };
         if !self.kube.options.set_network_unavailable
-            || !self.board.ready()
+            || !self.own.ready
             || self.own.announced.as_ref() == Some(&node.uid)
         {
             return Ok(());

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 pub use access::{Access, Error as AccessError};
+use annotations::Key;
 pub use annotations::{DEFAULT_PREFIX, Names, PrefixError};
 use api::Api;
 use backoff::Backoff;
@@ -213,10 +214,12 @@ impl SubnetManager for Kube {
             match node.annotations.node_public(names) {
                 Ok(public) => {
                     board.problem(OWN_PROBLEM, None);
-                    return OwnNode {
-                        public,
-                        published: node.annotations.attributes(&BOTH, names).ok(),
-                    };
+                    // Also what is left of a node that is no longer managed.
+                    let published = node.annotations.get(Key::BackendType).and_then(|_| {
+                        let attributes = node.annotations.attributes(&BOTH, names);
+                        attributes.ok()
+                    });
+                    return OwnNode { public, published };
                 }
                 Err(problem) => {
                     board.problem(OWN_PROBLEM, Some(format!("node {}: {problem}", self.name)));

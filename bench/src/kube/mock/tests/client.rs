@@ -122,7 +122,7 @@ impl Client {
             .unwrap()
     }
 
-    fn request(
+    pub(super) fn request(
         &self,
         method: Method,
         path: &str,

@@ -13,10 +13,9 @@ const NODES: &str = "/api/v1/nodes";
 fn refusals() {
     let client = Client::with_nodes(1);
     for (code, retry_after, reason) in [
-        (429, Some(3), "TooManyRequests"),
         (500, None, "InternalError"),
         (503, Some(1), "ServiceUnavailable"),
-        (410, None, "Expired"),
+        (410, Some(2), "Expired"),
         (409, None, "Conflict"),
     ] {
         client
@@ -35,6 +34,14 @@ fn refusals() {
         }
         assert_eq!(client.get(NODES).code, 200);
     }
+    let busy = Fault::Status {
+        code: 429,
+        retry_after: Some(3),
+    };
+    client.server.arm(Kind::List, 1, busy);
+    let answer = client.get(NODES);
+    assert_eq!((answer.code, answer.body), (429, json!(null)), "plain text");
+    assert_eq!(answer.retry_after.as_deref(), Some("3"));
     let armed = Fault::Status {
         code: 410,
         retry_after: None,

@@ -4,4 +4,5 @@ mod client;
 mod faults;
 mod lists;
 mod patches;
+mod recorded;
 mod watches;

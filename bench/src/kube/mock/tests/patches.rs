@@ -129,8 +129,8 @@ fn revisions_of_patches() {
 fn what_is_refused() {
     let client = Client::with_nodes(1);
     let number = json!({ "metadata": { "annotations": { "a": 1 } } });
-    assert_eq!(client.patch(STATUS, MERGE, &number).code, 400);
-    assert_eq!(client.patch(STATUS, MERGE, &json!([])).code, 400);
+    assert_eq!(client.patch(STATUS, MERGE, &number).code, 422);
+    assert_eq!(client.patch(STATUS, MERGE, &json!([])).code, 422);
     assert_eq!(
         client
             .patch(STATUS, MERGE, &json!({ "metadata": { "name": "n2" } }))
