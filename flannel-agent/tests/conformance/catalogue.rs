@@ -267,15 +267,24 @@ pub(crate) const CHECKS: &[Check] = &[
     },
     Check {
         tests: &[
-            ("kubernetes_annotations", kubernetes::annotations),
-            ("kubernetes_annotations_host_gw", kubernetes::host_gw),
-            ("kubernetes_annotations_dual_stack", kubernetes::dual_stack),
-            ("kubernetes_prefixes", kubernetes::prefixes),
+            ("kubernetes_annotations", kubernetes::annotations::vxlan),
+            (
+                "kubernetes_annotations_host_gw",
+                kubernetes::annotations::host_gw,
+            ),
+            (
+                "kubernetes_annotations_dual_stack",
+                kubernetes::annotations::dual_stack,
+            ),
+            ("kubernetes_prefixes", kubernetes::annotations::prefixes),
             (
                 "kubernetes_public_ip_overwrite",
-                kubernetes::public_ip_overwrite,
+                kubernetes::annotations::public_ip_overwrite,
             ),
-            ("kubernetes_node_public_ip", kubernetes::node_public_ip),
+            (
+                "kubernetes_node_public_ip",
+                kubernetes::annotations::node_public_ip,
+            ),
         ],
         ..check(
             18,
@@ -367,7 +376,7 @@ pub(crate) const FAULTS: &[Check] = &[
             ("removed_entries_host_gw", || {
                 repair::removed_entries(setting::host_gw())
             }),
-            ("removed_entries_kubernetes", kubernetes::resync),
+            ("removed_entries_kubernetes", kubernetes::faults::resync),
         ],
         ..fault(
             4,
@@ -485,7 +494,10 @@ pub(crate) const FAULTS: &[Check] = &[
             ("missing_config_is_named", || {
                 cluster::config::no_network_config(setting::vxlan())
             }),
-            ("missing_pod_cidr_is_named", kubernetes::pod_cidr_is_missing),
+            (
+                "missing_pod_cidr_is_named",
+                kubernetes::faults::pod_cidr_is_missing,
+            ),
         ],
         ..fault(17, "opaque errors, no `subnet.env`", "#2232 #2253 #2063")
     },
@@ -516,7 +528,10 @@ pub(crate) const FAULTS: &[Check] = &[
     Check {
         upstream: "panics",
         ours: "annotated like any other",
-        tests: &[("node_without_annotations", kubernetes::no_annotations)],
+        tests: &[(
+            "node_without_annotations",
+            kubernetes::faults::no_annotations,
+        )],
         ..fault(27, "Kubernetes: a Node without annotations", "#969")
     },
     Check {
@@ -524,7 +539,7 @@ pub(crate) const FAULTS: &[Check] = &[
         ours: "followed",
         tests: &[(
             "ipv4_data_alone_changes",
-            kubernetes::ipv4_data_alone_changes,
+            kubernetes::faults::ipv4_data_alone_changes,
         )],
         ..fault(
             28,
@@ -535,7 +550,7 @@ pub(crate) const FAULTS: &[Check] = &[
     Check {
         upstream: "ignored until a restart",
         ours: "followed, a peer's and the node's own",
-        tests: &[("pod_cidr_changes", kubernetes::pod_cidr_changes)],
+        tests: &[("pod_cidr_changes", kubernetes::faults::pod_cidr_changes)],
         ..fault(
             29,
             "Kubernetes: a podCIDR changes",

@@ -2,7 +2,7 @@
 //!
 //! [`store`] says what a test does to a store, `etcd`, `kube` and `file` do it, `session` runs the store's subnet manager
 //! inside this process in a node's namespace, `contract` has the tests of what it reports and publishes, and `kernel` those
-//! of the agent that runs with it. What a store cannot do by its nature is in this table, and tests assert it as it is
+//! of the agent that runs with it (`agent`). What a store cannot do by its nature is in this table, and tests assert it as it is
 //! there:
 //!
 //! | | etcd | kube | file |
@@ -14,6 +14,7 @@
 //! | a peer's entry is garbage | skipped | skipped | skipped; where the whole file is, nothing changes |
 //! | a change is seen | at once | at once | when the file has rested for a second |
 
+mod agent;
 mod contract;
 mod etcd;
 mod file;

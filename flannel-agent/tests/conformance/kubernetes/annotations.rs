@@ -1,50 +1,25 @@
-//! Leases as annotations of Node objects: what flannel's manifests run with, against the lab's API server.
+//! What a node publishes, under which names, and what an operator can say about it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use lab::{
-    Cluster, ClusterConfig, LeaseStore, Node,
+    Node,
     kube::{
-        lease::{PREFIX, annotations as annotations_of},
+        lease::PREFIX,
         mock::{self, ApiServer, Kind, Request},
     },
 };
 use serde_json::Value;
 
-use crate::peers::{host_gw_value, vxlan_value};
-use crate::setting::agents;
-use crate::support::{Outcome, PROMPT, eventually, link, shell, with_unready_cluster};
+use super::{DUAL, PEER_ADDRESS, VXLAN, below, peer, start, wait_output, with_agent};
+use crate::peers::host_gw_value;
+use crate::support::{Outcome, PROMPT, eventually, link, shell};
 
-const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
-const DUAL: &str = r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
-/// A node that exists only as a Node object.
-const PEER: &str = "peer";
-const PEER_ADDRESS: &str = "192.168.100.77";
 /// How long nothing is to happen where nothing should.
 const WHILE: Duration = Duration::from_secs(3);
-
-/// A node with an agent, and the API server.
-fn with_agent(network: &str, test: impl FnOnce(&ApiServer, &Node) -> Outcome) -> Outcome {
-    let config = ClusterConfig {
-        leases: LeaseStore::ApiServer,
-        ..agents(1, 0, network)
-    };
-    with_unready_cluster(config, |cluster: &mut Cluster| {
-        test(cluster.api_server(), cluster.node(1))
-    })
-}
-
-/// A node's annotations below a prefix, without it.
-fn below(server: &ApiServer, name: &str, prefix: &str) -> BTreeMap<String, String> {
-    let annotations = server.annotations(name).into_iter();
-    annotations
-        .filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value)))
-        .collect()
-}
 
 /// Waits until a node has exactly these of flannel's annotations.
 fn wait_annotations(server: &ApiServer, name: &str, wanted: &[(&str, &str)]) -> Outcome {
@@ -78,31 +53,8 @@ fn patches(server: &ApiServer) -> Vec<Request> {
         .collect()
 }
 
-/// A Node object that publishes a lease.
-fn peer(pod_cidrs: &[&str], value: &str) -> anyhow::Result<Value> {
-    let mut node = mock::node(PEER, &[PEER_ADDRESS.parse()?], pod_cidrs);
-    for (name, value) in annotations_of(&serde_json::from_str(value)?) {
-        node["metadata"]["annotations"][name] = value.into();
-    }
-    Ok(node)
-}
-
-/// Waits until what a command prints on the node contains this.
-fn wait_output(node: &Node, command: &str, part: &str) -> Outcome {
-    eventually(part, PROMPT, || {
-        let now = shell(node, command)?;
-        Ok(now.contains(part).then_some(()).ok_or(now))
-    })
-}
-
-fn start(node: &Node) -> Outcome {
-    node.agent().start()?;
-    node.agent().wait_ready()?;
-    Ok(())
-}
-
 /// Four annotations to the byte and the condition, each by one patch of the status; none at a restart.
-pub(crate) fn annotations() -> Outcome {
+pub(crate) fn vxlan() -> Outcome {
     with_agent(VXLAN, |server, node| {
         let data = backend_data(node, "flannel.1")?;
         let wanted = [
@@ -313,143 +265,5 @@ pub(crate) fn node_public_ip() -> Outcome {
             "{published:?}"
         );
         Ok(())
-    })
-}
-
-/// Nodes without any annotations: the agent's own, which gets them, and another, which is nobody's peer.
-pub(crate) fn no_annotations() -> Outcome {
-    let bare = |node: &mut Value| {
-        node["metadata"]
-            .as_object_mut()
-            .map(|metadata| metadata.remove("annotations"));
-    };
-    with_agent(VXLAN, |server, node| {
-        node.agent().stop()?;
-        server.change_node(node.name(), bare)?;
-        let mut other = mock::node(PEER, &[PEER_ADDRESS.parse()?], &["10.5.77.0/24"]);
-        bare(&mut other);
-        server.put_node(other);
-        start(node)?;
-        let published = below(server, node.name(), PREFIX);
-        ensure!(published.len() == 4, "{published:?}");
-        let status = node.agent().status()?;
-        ensure!(
-            status.peers.is_empty()
-                && status.skipped_leases.is_empty()
-                && status.problems.is_empty(),
-            "{status:?}"
-        );
-        // As it is when flannel starts there.
-        let value = vxlan_value(PEER_ADDRESS, "0e:00:00:00:00:77");
-        server.put_node(peer(&["10.5.77.0/24"], &value)?);
-        wait_output(
-            node,
-            "ip route show",
-            "10.5.77.0/24 via 10.5.77.0 dev flannel.1",
-        )
-    })
-}
-
-/// What somebody removes from the kernel comes back, whatever the API server has to say.
-pub(crate) fn resync() -> Outcome {
-    with_agent(VXLAN, |server, node| {
-        let value = vxlan_value(PEER_ADDRESS, "0e:00:00:00:00:77");
-        server.put_node(peer(&["10.5.77.0/24"], &value)?);
-        let entry = "0e:00:00:00:00:77 dst 192.168.100.77";
-        let there = || {
-            wait_output(
-                node,
-                "ip route show",
-                "10.5.77.0/24 via 10.5.77.0 dev flannel.1",
-            )?;
-            wait_output(node, "bridge fdb show dev flannel.1", entry)
-        };
-        there()?;
-        server.stop_listening();
-        shell(
-            node,
-            "ip route delete 10.5.77.0/24 && bridge fdb delete 0e:00:00:00:00:77 dev flannel.1 dst 192.168.100.77",
-        )?;
-        there()?;
-        server.listen()?;
-        Ok(())
-    })
-}
-
-/// A node without a podCIDR says what to do, and goes on when it has one.
-pub(crate) fn pod_cidr_is_missing() -> Outcome {
-    with_agent(VXLAN, |server, node| {
-        node.agent().stop()?;
-        fs::remove_file(node.agent().subnet_file())?;
-        server.set_pod_cidrs(node.name(), &[])?;
-        node.agent().start()?;
-        eventually("the problem", PROMPT, || {
-            let problems = match node.agent().status() {
-                Ok(status) => status.problems.join("; "),
-                Err(error) => error.to_string(),
-            };
-            let says = [
-                "node n1",
-                "podCIDR",
-                "--allocate-node-cidrs=true",
-                "--cluster-cidr=10.5.0.0/16",
-            ]
-            .iter()
-            .all(|part| problems.contains(part));
-            Ok(says.then_some(()).ok_or(problems))
-        })?;
-        ensure!(!node.agent().status()?.ready, "ready without a subnet");
-        server.set_pod_cidrs(node.name(), &["10.5.66.0/24"])?;
-        let status = node.agent().wait_ready()?;
-        ensure!(status.problems.is_empty(), "{status:?}");
-        let subnet = node.subnet_env()?.subnet.to_string();
-        ensure!(subnet == "10.5.66.0/24", "{subnet}");
-        Ok(())
-    })
-}
-
-/// Of a peer with both families, only what belongs to IPv4 changes.
-pub(crate) fn ipv4_data_alone_changes() -> Outcome {
-    const CIDRS: [&str; 2] = ["10.5.77.0/24", "fd00:5:0:77::/64"];
-    let value = |mac: &str| {
-        format!(
-            r#"{{"PublicIP":"{PEER_ADDRESS}","PublicIPv6":"fd00:100::77","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"0e:00:00:00:06:77"}}}}"#
-        )
-    };
-    with_agent(DUAL, |server, node| {
-        for mac in ["0e:00:00:00:00:77", "0e:00:00:00:00:78"] {
-            server.put_node(peer(&CIDRS, &value(mac))?);
-            let entry = format!("{mac} dst {PEER_ADDRESS}");
-            wait_output(node, "bridge fdb show dev flannel.1", &entry)?;
-            let entry = "0e:00:00:00:06:77 dst fd00:100::77";
-            wait_output(node, "bridge fdb show dev flannel-v6.1", entry)?;
-        }
-        let left = shell(node, "bridge fdb show dev flannel.1")?;
-        ensure!(!left.contains("0e:00:00:00:00:77"), "{left}");
-        Ok(())
-    })
-}
-
-/// A podCIDR that changes is followed, a peer's and the node's own.
-pub(crate) fn pod_cidr_changes() -> Outcome {
-    with_agent(VXLAN, |server, node| {
-        let value = vxlan_value(PEER_ADDRESS, "0e:00:00:00:00:77");
-        server.put_node(peer(&["10.5.77.0/24"], &value)?);
-        let route = |subnet: &str| format!("10.5.{subnet}.0/24 via 10.5.{subnet}.0 dev flannel.1");
-        wait_output(node, "ip route show", &route("77"))?;
-        server.set_pod_cidrs(PEER, &["10.5.78.0/24"])?;
-        wait_output(node, "ip route show", &route("78"))?;
-        let routes = shell(node, "ip route show")?;
-        ensure!(!routes.contains(&route("77")), "{routes}");
-
-        server.set_pod_cidrs(node.name(), &["10.5.66.0/24"])?;
-        let file = format!("cat {}", node.agent().subnet_file().display());
-        wait_output(node, &file, "FLANNEL_SUBNET=10.5.66.1/24")?;
-        wait_output(
-            node,
-            "ip -4 address show dev flannel.1",
-            "inet 10.5.66.0/32",
-        )?;
-        wait_output(node, "ip route show", &route("78"))
     })
 }
