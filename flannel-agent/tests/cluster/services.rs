@@ -177,6 +177,27 @@ impl<'a> World<'a> {
                 scenarios::HOST,
                 vec![SocketAddrV4::new(self.node2.address(), PORT)],
             ),
+            Service {
+                internal_local: true,
+                ..service(
+                    "internal",
+                    scenarios::INTERNAL,
+                    vec![to(&self.near), to(&self.far)],
+                )
+            },
+            Service {
+                internal_local: true,
+                ..service("internal-far", scenarios::INTERNAL_FAR, vec![to(&self.far)])
+            },
+            Service {
+                load_balancer: vec![scenarios::RESTRICTED],
+                source_ranges: vec![self.node1.subnet_env()?.network],
+                ..service(
+                    "restricted",
+                    scenarios::RESTRICTED_CLUSTER,
+                    vec![to(&self.far)],
+                )
+            },
         ];
         let mut all = services::filler(FILLERS);
         for service in services {
