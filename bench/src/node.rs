@@ -13,7 +13,7 @@ use std::{
 use crate::{
     agent::{Agent, AgentConfig},
     cluster::Settings,
-    cni::{self, Attachment, HostPort, PodConfig, SubnetEnv},
+    cni::{self, Attachment, PodConfig, SubnetEnv, Wishes},
     error::{IoContext, Result},
     lease_store::NewNode,
     netns::{self, Netns},
@@ -242,18 +242,18 @@ impl Node {
     /// # Errors
     /// Without `subnet.env`, or what the plugins report.
     pub fn add_pod(&self) -> Result<Pod> {
-        self.add_pod_with_ports(&[])
+        self.add_pod_with(Wishes::default())
     }
 
-    /// As [`Node::add_pod`]; the node opens `ports` for the pod.
+    /// As [`Node::add_pod`], with host ports or limits.
     ///
     /// # Errors
     /// As [`Node::add_pod`].
-    pub fn add_pod_with_ports(&self, ports: &[HostPort]) -> Result<Pod> {
+    pub fn add_pod_with(&self, wishes: Wishes) -> Result<Pod> {
         self.attach(PodConfig {
             plugin: "bridge".into(),
             network: cni::delegate_config(&self.subnet_env()?, &self.address_directory()),
-            ports: ports.to_vec(),
+            wishes,
         })
     }
 
@@ -265,7 +265,7 @@ impl Node {
         self.attach(PodConfig {
             plugin: program.to_owned(),
             network: cni::flannel_config(&self.directory, &self.address_directory()),
-            ports: Vec::new(),
+            wishes: Wishes::default(),
         })
     }
 

@@ -6,6 +6,7 @@
 
 mod alloc;
 mod away;
+mod beside;
 mod blackholes;
 mod bypass;
 mod cleanup;
@@ -99,6 +100,9 @@ fn main() -> ExitCode {
             let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let traffic = ruled.map(|_| TRAFFIC);
+            let beside = ruled.map(|_| beside::RULED);
+            let beside_traffic = ruled.map(|_| beside::TRAFFIC);
+            let beside_alone = alone.map(|_| beside::FLOW_ALONE);
             let tests = [
                 Some(EVERYWHERE),
                 vxlan,
@@ -114,6 +118,9 @@ fn main() -> ExitCode {
                 ipv6,
                 ruled,
                 traffic,
+                beside,
+                beside_traffic,
+                beside_alone,
             ];
             trials.extend(
                 tests
@@ -131,7 +138,9 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = [RULED, FLOW, MARKS, MARKED, IPV6].into_iter().flatten();
+        let tests = [RULED, FLOW, MARKS, MARKED, IPV6, beside::RULED]
+            .into_iter()
+            .flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
         let read = Setting {
             mark: false,
