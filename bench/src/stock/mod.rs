@@ -8,6 +8,7 @@ mod devices;
 mod entries;
 mod lease_value;
 mod netconf;
+mod restart;
 mod rules;
 mod udp;
 
@@ -32,6 +33,7 @@ use crate::{
         entries::{Commands, Direct, Verb},
         lease_value::Published,
         netconf::{Kind, NetConf},
+        rules::Rules,
     },
     underlay::Segment,
 };
@@ -152,27 +154,8 @@ impl Stock {
         let (subnet, subnet6) = self.claim(&config, &value)?;
         let mtu = self.mtu - config.kind.overhead();
         let tunnel = self.make_devices(&config, subnet, subnet6, mtu)?;
-        rules::install(
-            &self.netns,
-            "iptables-restore",
-            &config.network,
-            &subnet,
-            "224.0.0.0/4",
-        )?;
-        let ipv6 = config.ipv6.zip(subnet6);
-        if let Some(((network, _), subnet)) = ipv6 {
-            let program = "ip6tables-restore";
-            rules::install(&self.netns, program, &network, &subnet, "ff00::/8")?;
-        }
-        let env = SubnetEnv {
-            network: config.network,
-            subnet,
-            ipv6: ipv6.map(|((network, _), subnet)| Env6 { network, subnet }),
-            mtu,
-            ip_masq: true,
-        };
-        fs::write(&self.subnet_file, env.to_string())
-            .context("write", self.subnet_file.display())?;
+        self.set_rules(&config, subnet, subnet6)?;
+        self.write_subnet_file(&config, subnet, subnet6)?;
         *self.state() = Some(State {
             subnet,
             subnet6,
@@ -181,6 +164,47 @@ impl Stock {
             tunnel,
         });
         Ok(())
+    }
+
+    fn set_rules(&self, config: &NetConf, subnet: Subnet, subnet6: Option<Subnet6>) -> Result<()> {
+        let ipv4 = Rules {
+            family: rules::IPV4,
+            network: &config.network,
+            subnet: &subnet,
+        };
+        let write = |rules: &Rules<'_>| {
+            if config.enable_nftables {
+                rules.by_nftables(&self.netns)
+            } else {
+                rules.by_iptables(&self.netns)
+            }
+        };
+        write(&ipv4)?;
+        if let Some(((network, _), subnet)) = config.ipv6.zip(subnet6) {
+            write(&Rules {
+                family: rules::IPV6,
+                network: &network,
+                subnet: &subnet,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn write_subnet_file(
+        &self,
+        config: &NetConf,
+        subnet: Subnet,
+        subnet6: Option<Subnet6>,
+    ) -> Result<()> {
+        let ipv6 = config.ipv6.zip(subnet6);
+        let env = SubnetEnv {
+            network: config.network,
+            subnet,
+            ipv6: ipv6.map(|((network, _), subnet)| Env6 { network, subnet }),
+            mtu: self.mtu - config.kind.overhead(),
+            ip_masq: true,
+        };
+        fs::write(&self.subnet_file, env.to_string()).context("write", self.subnet_file.display())
     }
 
     /// Reads all leases and makes the kernel's entries follow them, as flanneld does on lease events.
@@ -314,6 +338,18 @@ impl Stock {
         }
         let network = config.network;
         Err(Error::Unsupported(format!("no free subnet in {network}")))
+    }
+
+    /// Publishes the lease that the node has, with its value as at the start.
+    fn publish_again(&self, config: &NetConf) -> Result<()> {
+        let macs = [self.vtep_mac(), self.vtep_mac6()];
+        let published = Published {
+            address: self.address,
+            address6: self.address6,
+            macs: [&macs[0], &macs[1]],
+        };
+        self.etcd
+            .put(&self.key()?, &lease_value::text(config, published))
     }
 
     fn make_devices(

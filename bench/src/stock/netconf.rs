@@ -53,6 +53,8 @@ pub(super) struct NetConf {
     pub(super) ipv6: Option<(Subnet6, u8)>,
     pub(super) kind: Kind,
     pub(super) backend: Backend,
+    /// Whether rules are nftables' instead of iptables'.
+    pub(super) enable_nftables: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -62,6 +64,8 @@ struct Fields {
     subnet_len: Option<u8>,
     #[serde(default, rename = "EnableIPv6")]
     enable_ipv6: bool,
+    #[serde(default, rename = "EnableNFTables")]
+    enable_nftables: bool,
     #[serde(rename = "IPv6Network")]
     ipv6_network: Option<String>,
     #[serde(rename = "IPv6SubnetLen")]
@@ -110,6 +114,7 @@ impl NetConf {
             ipv6,
             kind,
             backend: fields.backend,
+            enable_nftables: fields.enable_nftables,
         })
     }
 }
