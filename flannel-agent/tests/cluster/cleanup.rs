@@ -88,6 +88,11 @@ pub(crate) fn turned_off(setting: Setting) -> Outcome {
 
 /// Runs `cleanup` on a node whose agent is stopped; returns what it prints.
 pub(crate) fn cleanup(node: &Node) -> anyhow::Result<String> {
+    cleanup_with(node, &[])
+}
+
+/// The same with further options.
+pub(crate) fn cleanup_with(node: &Node, further: &[&str]) -> anyhow::Result<String> {
     let agent = node.agent();
     let options = [
         "cleanup".to_owned(),
@@ -95,7 +100,8 @@ pub(crate) fn cleanup(node: &Node) -> anyhow::Result<String> {
         format!("--status-socket={}", agent.socket().display()),
         format!("--pin-dir={}", agent.pin_directory().display()),
     ];
-    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let options = options.iter().map(String::as_str);
+    let options: Vec<_> = options.chain(further.iter().copied()).collect();
     Ok(agent.command_output(&options)?)
 }
 
@@ -140,7 +146,7 @@ fn nothing_left(node: &Node) -> Outcome {
 }
 
 /// BPF programs at the node's interfaces, one per line, by either way of attaching.
-fn programs(node: &Node) -> anyhow::Result<String> {
+pub(crate) fn programs(node: &Node) -> anyhow::Result<String> {
     let links = shell(
         node,
         "ls /proc/sys/net/ipv4/conf; tc filter show dev eth0 ingress",
@@ -162,7 +168,7 @@ fn programs(node: &Node) -> anyhow::Result<String> {
 }
 
 /// Names below the node's pin directory.
-fn pins(node: &Node) -> Vec<std::path::PathBuf> {
+pub(crate) fn pins(node: &Node) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(node.agent().pin_directory());
     entries
         .into_iter()
