@@ -179,6 +179,9 @@ impl Stock {
                 rules.by_iptables(&self.netns)
             }
         };
+        if config.enable_nftables {
+            rules::make_tables(&self.netns)?;
+        }
         write(&ipv4)?;
         if let Some(((network, _), subnet)) = config.ipv6.zip(subnet6) {
             write(&Rules {

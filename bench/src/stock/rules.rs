@@ -63,6 +63,17 @@ const FORWARD: Chain = Chain {
     comment: "flanneld forward",
 };
 
+/// Makes nftables' tables of both families, as flanneld does whatever the network has.
+pub(super) fn make_tables(netns: &Netns) -> Result<()> {
+    let add = |Family {
+                   nftables, table, ..
+               }: Family| {
+        format!("add table {nftables} {table} {{ comment \"rules for {table}\"; }}\n")
+    };
+    let script = add(IPV4) + &add(IPV6);
+    process::run_with_input(Some(netns), "nft", &["-f", "-"], &script).map(drop)
+}
+
 impl Rules<'_> {
     /// Writes them with iptables.
     pub(super) fn by_iptables(&self, netns: &Netns) -> Result<()> {
@@ -129,7 +140,7 @@ impl Rules<'_> {
         restore(&lines).map(drop)
     }
 
-    /// Writes them with nftables (`EnableNFTables`), each chain in a transaction.
+    /// Writes them with nftables (`EnableNFTables`), each chain in a transaction. The tables are made before.
     pub(super) fn by_nftables(&self, netns: &Netns) -> Result<()> {
         let Self {
             network,
@@ -146,9 +157,6 @@ impl Rules<'_> {
         let transaction = |script: &str| {
             process::run_with_input(Some(netns), "nft", &["-f", "-"], script).map(drop)
         };
-        transaction(&format!(
-            "add table {of} {{ comment \"rules for {table}\"; }}\n"
-        ))?;
         transaction(&format!(
             "add chain {of} postrtg {{ type nat hook postrouting priority srcnat; \
              comment \"chain to manage traffic masquerading by flannel\"; }}\n\
