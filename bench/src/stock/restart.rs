@@ -27,7 +27,7 @@ impl Stock {
             let state = state.as_ref().ok_or_else(not_started)?;
             (state.subnet, state.subnet6)
         };
-        let leases = self.etcd.leases()?;
+        let leases = self.store.leases()?;
         let own = |lease: &&crate::lease::Lease| lease.value.public_ip == self.address;
         if leases.iter().find(own).map(|lease| lease.subnet) != Some(subnet) {
             return Err(Error::Unsupported(format!(
@@ -43,7 +43,7 @@ impl Stock {
                 return Err(Error::Unsupported(reason.to_owned()));
             }
         }
-        self.publish_again(&config)?;
+        self.publish_again()?;
         self.set_rules(&config, subnet, subnet6)?;
         self.write_subnet_file(&config, subnet, subnet6)?;
         if let Some(State { peers, .. }) = self.state().as_mut() {

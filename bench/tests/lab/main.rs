@@ -4,6 +4,7 @@ mod clusters;
 mod endings;
 mod remote;
 mod stock;
+mod stores;
 mod traffic;
 
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     if let Some(keep) = std::env::var_os(CHILD_VARIABLE) {
         return endings::stay_up(keep == KEEP);
     }
-    let tests: [(&str, Test); 21] = [
+    let tests: [(&str, Test); 23] = [
         ("a_signal_leaves_nothing", endings::after_a_signal),
         (
             "leftovers_of_a_killed_process_go_with_the_next_start",
@@ -57,6 +58,11 @@ fn main() -> ExitCode {
             stock::leases_are_upstreams,
         ),
         ("stock_nodes_follow_leases", clusters::stock_follows_leases),
+        (
+            "leases_in_the_kubernetes_api",
+            stores::in_the_kubernetes_api,
+        ),
+        ("leases_in_a_file", stores::in_a_file),
         (
             "large_packets_pass_without_offloads",
             clusters::without_offloads,

@@ -1,0 +1,165 @@
+//! A Kubernetes API server in this process, for Node objects: what flannel reads and writes there, with a real one's
+//! semantics, and with every fault on demand.
+//!
+//! It knows lists (whole, or in pages of one revision), watches (replay, bookmarks, `410 Expired`), reads and patches of
+//! nodes, reads of pods, bearer tokens and denied verbs. It does not know what flannel does not use: other objects,
+//! creation and deletion by clients, label selectors, protobuf, compression, HTTP/2, and it adds no entries to
+//! `managedFields`. What it does not know it refuses, so that nobody relies on it.
+//!
+//! The server runs on a thread of its own; its listener may be bound in a network namespace. Tests hold the
+//! [`ApiServer`], which plays the rest of the cluster: it makes and changes nodes, sees every request, and spoils
+//! answers. The server ends when the handle goes.
+
+mod answer;
+mod body;
+mod control;
+mod fault;
+mod list;
+mod node;
+mod patch;
+mod request;
+mod server;
+mod status;
+mod store;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::sync::{broadcast, watch as latest};
+
+use self::{fault::Faults, server::Server, store::Store};
+pub use self::{
+    fault::{Fault, Interrupt},
+    node::{node, set_pod_cidrs},
+    request::{Kind, Request},
+};
+use crate::{error::Result, netns::Netns};
+
+/// How many interrupts an open watch may lag behind.
+const INTERRUPTS: usize = 64;
+
+/// How a server behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many changes of nodes it remembers; older ones are compacted away.
+    pub log_limit: usize,
+    /// How often a watch that allows bookmarks gets one.
+    pub bookmarks: Duration,
+}
+
+impl Default for Options {
+    /// As many changes as a test makes, and a bookmark each minute as the real server sends them.
+    fn default() -> Self {
+        Self {
+            log_limit: 50_000,
+            bookmarks: Duration::from_mins(1),
+        }
+    }
+}
+
+/// A running API server.
+#[derive(Debug)]
+pub struct ApiServer {
+    // First: the thread ends before what it works on goes.
+    server: Server,
+    shared: Arc<Shared>,
+    netns: Option<Netns>,
+    address: SocketAddr,
+}
+
+/// What the server's thread and the handle share.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    state: Mutex<State>,
+    /// Bears the revision; open watches wait for it.
+    changed: latest::Sender<u64>,
+    interrupts: broadcast::Sender<Interrupt>,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Store,
+    /// Pods by namespace and name.
+    pods: BTreeMap<(String, String), Value>,
+    requests: Vec<Request>,
+    faults: Faults,
+    open_watches: usize,
+    /// Tokens that are let in; none: everybody is.
+    tokens: Option<BTreeSet<String>>,
+    /// Verbs and resources that nobody may use.
+    denied: BTreeSet<(String, String)>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes open watches.
+    fn announce(&self) {
+        let revision = self.state().store.revision();
+        self.changed.send_replace(revision);
+    }
+}
+
+impl ApiServer {
+    /// Starts a server that listens on `address` inside a namespace, or in that of the caller. Port 0 is any free one.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub fn start(netns: Option<&Netns>, address: SocketAddr, options: Options) -> Result<Self> {
+        let listener = server::bind(netns, address)?;
+        let address = listener.local_addr().unwrap_or(address);
+        let store = Store::new(options.log_limit);
+        let shared = Arc::new(Shared {
+            changed: latest::Sender::new(store.revision()),
+            interrupts: broadcast::Sender::new(INTERRUPTS),
+            state: Mutex::new(State {
+                store,
+                pods: BTreeMap::new(),
+                requests: Vec::new(),
+                faults: Faults::default(),
+                open_watches: 0,
+                tokens: None,
+                denied: BTreeSet::new(),
+            }),
+            options,
+        });
+        let server = Server::start(shared.clone())?;
+        server.listen(listener)?;
+        Ok(Self {
+            server,
+            shared,
+            netns: netns.cloned(),
+            address,
+        })
+    }
+
+    /// The URL for `--kube-api-url`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Closes the listener and all connections, as the kernel does for a server that is killed. What it knows stays.
+    pub fn stop_listening(&self) {
+        self.server.close();
+    }
+
+    /// Listens again, on the same port.
+    ///
+    /// # Errors
+    /// If somebody else has taken it.
+    pub fn listen(&self) -> Result<()> {
+        let listener = server::bind(self.netns.as_ref(), self.address)?;
+        self.server.listen(listener)
+    }
+}
