@@ -312,4 +312,3 @@ impl<'de> Visitor<'de> for Picked<'_> {
         Ok(annotations)
     }
 }
-

@@ -333,4 +333,3 @@ fn assigned(node: &Node, config: &NetworkConfig) -> Result<PerFamily<IpNet>, Str
     }
     Ok(subnets)
 }
-

@@ -10,7 +10,7 @@ mod traffic;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lab::{Cluster, ClusterConfig, NodeConfig, wait};
+use lab::{Cluster, ClusterConfig, LeaseStore, NodeConfig, wait};
 
 use crate::suites::Test;
 use crate::support::{Backend, Outcome, Path, Setting, with_unready_cluster};
@@ -19,22 +19,36 @@ use crate::support::{Backend, Outcome, Path, Setting, with_unready_cluster};
 /// a good part of it by itself.
 const SILENCE: Duration = Duration::from_secs(2);
 
+const KUBERNETES: &str = "nodes_move_from_flanneld_and_back_with_kubernetes";
+const ETCD: &str = "nodes_move_from_flanneld_and_back_with_etcd";
+
 /// All tests, by name, with what each runs on: streams, services and masquerading do not depend on all of it at once.
 pub(crate) const TESTS: &[(&str, Setting, Test)] = &[
     (
-        "nodes_move_from_flanneld_and_back_with_etcd",
+        KUBERNETES,
         setting(Backend::Vxlan, Path::Flow, false),
-        there_and_back,
+        with_kubernetes,
     ),
+    // Attested by a mark, whose rule is nftables' here and iptables' there.
     (
-        "nodes_move_from_flanneld_and_back_with_etcd",
-        setting(Backend::HostGw, Path::Kernel, false),
-        there_and_back,
-    ),
-    (
-        "nodes_move_from_flanneld_and_back_with_etcd",
+        KUBERNETES,
         setting(Backend::Vxlan, Path::Flow, true),
-        there_and_back,
+        with_kubernetes,
+    ),
+    (
+        KUBERNETES,
+        setting(Backend::HostGw, Path::Flow, true),
+        with_kubernetes,
+    ),
+    (
+        KUBERNETES,
+        setting(Backend::HostGw, Path::Kernel, false),
+        with_kubernetes,
+    ),
+    (
+        ETCD,
+        setting(Backend::Vxlan, Path::Kernel, false),
+        with_etcd,
     ),
 ];
 
@@ -47,7 +61,15 @@ const fn setting(backend: Backend, path: Path, mark: bool) -> Setting {
     }
 }
 
-fn there_and_back(setting: Setting) -> Outcome {
+fn with_kubernetes(setting: Setting) -> Outcome {
+    there_and_back(setting, LeaseStore::ApiServer)
+}
+
+fn with_etcd(setting: Setting) -> Outcome {
+    there_and_back(setting, LeaseStore::Etcd)
+}
+
+fn there_and_back(setting: Setting, leases: LeaseStore) -> Outcome {
     let config = ClusterConfig {
         nodes: vec![
             NodeConfig::stock(),
@@ -56,14 +78,15 @@ fn there_and_back(setting: Setting) -> Outcome {
         ],
         pods: 1,
         network: setting.network(),
+        leases,
         ..ClusterConfig::default()
     };
-    with_unready_cluster(config, |cluster| travel(cluster, setting))
+    with_unready_cluster(config, |cluster| travel(cluster, setting, leases))
 }
 
-fn travel(cluster: &Cluster, setting: Setting) -> Outcome {
+fn travel(cluster: &Cluster, setting: Setting, leases: LeaseStore) -> Outcome {
     let (mut traffic, _servers) = flows::start(cluster)?;
-    let before = steps::State::of_all(cluster)?;
+    let before = steps::State::of_all(cluster, leases)?;
     let mut step = |name: &str, work: &dyn Fn() -> Outcome| {
         let worked = work();
         // What the step has begun shows soon: flows turn fast, timers run.
@@ -123,7 +146,7 @@ fn travel(cluster: &Cluster, setting: Setting) -> Outcome {
     )?;
     step("flanneld on all nodes, as before", &|| Ok(()))?;
     let laps = traffic.stop()?;
-    println!("migration, {setting}:\n{laps}");
+    println!("{setting}, leases in {leases:?}:\n{laps}");
     for node in cluster.nodes() {
         steps::nothing_left(node)?;
         let invalid = flows::invalid(node)?;

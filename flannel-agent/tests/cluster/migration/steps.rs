@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use lab::{Cluster, Node};
+use lab::{Cluster, LeaseStore, Node};
 
 use crate::cleanup::{pins, programs};
 use crate::support::{Outcome, Path, Setting, eventually, shell, wait_pods_served};
@@ -16,27 +16,42 @@ const TURNS_FAST: Duration = Duration::from_secs(10);
 const MANY: u64 = 500;
 
 /// What must stay as it is: of each node the kernel's state, `subnet.env`, and the lease.
-pub(crate) struct State(Vec<String>);
+pub(crate) struct State {
+    leases: LeaseStore,
+    parts: Vec<String>,
+}
 
 impl State {
-    pub(crate) fn of_all(cluster: &Cluster) -> anyhow::Result<Self> {
-        let mut leases = cluster.etcd().get_prefix("/coreos.com/network/subnets/")?;
-        leases.sort();
-        let mut parts = vec![format!("{leases:#?}")];
+    pub(crate) fn of_all(cluster: &Cluster, leases: LeaseStore) -> anyhow::Result<Self> {
+        let mut parts = vec![published(cluster, leases)?];
         for node in cluster.nodes() {
             parts.push(kernel(node).context(node.name().to_owned())?);
         }
-        Ok(Self(parts))
+        Ok(Self { leases, parts })
     }
 
     /// Asserts that all is as it was.
     pub(crate) fn still(&self, cluster: &Cluster) -> Outcome {
-        let now = Self::of_all(cluster)?;
-        for (before, now) in self.0.iter().zip(&now.0) {
+        let now = Self::of_all(cluster, self.leases)?;
+        for (before, now) in self.parts.iter().zip(&now.parts) {
             ensure!(before == now, "before:\n{before}\nnow:\n{now}");
         }
         Ok(())
     }
+}
+
+/// What is published of all nodes: keys and values in etcd, or nodes' annotations.
+fn published(cluster: &Cluster, leases: LeaseStore) -> anyhow::Result<String> {
+    if leases == LeaseStore::Etcd {
+        let mut keys = cluster.etcd().get_prefix("/coreos.com/network/subnets/")?;
+        keys.sort();
+        return Ok(format!("{keys:#?}"));
+    }
+    let server = cluster.api_server();
+    let nodes = cluster.nodes().iter();
+    Ok(nodes
+        .map(|node| format!("{}: {:#?}\n", node.name(), server.annotations(node.name())))
+        .collect())
 }
 
 /// Devices with index and MAC address, addresses, routes, entries for peers, flannel's own rules, and `subnet.env`.

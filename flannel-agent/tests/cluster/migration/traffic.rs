@@ -16,7 +16,7 @@ use lab::traffic::{
 use crate::support::Outcome;
 
 /// Bytes per second of a stream.
-const STREAM_RATE: u64 = 1_000_000;
+const STREAM_RATE: u64 = 5_000_000;
 /// How often the watcher looks whether something has arrived: how exactly silences are known.
 const LOOK: Duration = Duration::from_millis(2);
 
