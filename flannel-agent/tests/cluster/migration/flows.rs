@@ -19,8 +19,10 @@ use super::traffic::{Builder, Gauge, Traffic};
 use crate::pair::first_pod;
 use crate::support::Outcome;
 
-/// The port that every pod answers at, and the machine outside.
+/// The port that every pod answers at.
 const PORT: u16 = 8080;
+/// The port of the machine outside.
+const OUTSIDE: u16 = 8090;
 /// Pause between datagrams, each way.
 const DATAGRAMS: Duration = Duration::from_millis(2);
 /// Pause between pings, questions and connections of a kind.
@@ -43,7 +45,7 @@ pub(crate) fn start(cluster: &Cluster) -> anyhow::Result<(Traffic, Servers)> {
     let nodes = cluster.nodes();
     let pods = nodes.iter().map(|node| first_pod(node));
     let pods: Vec<Pod> = pods.collect::<anyhow::Result<_>>()?;
-    let mut servers = vec![WhoAmI::start(cluster.switch(), "outside", PORT)?];
+    let mut servers = vec![WhoAmI::start(cluster.switch(), "outside", OUTSIDE)?];
     for (node, pod) in nodes.iter().zip(&pods) {
         servers.push(WhoAmI::start(pod.netns(), node.name(), PORT)?);
     }
@@ -53,7 +55,7 @@ pub(crate) fn start(cluster: &Cluster) -> anyhow::Result<(Traffic, Servers)> {
     for node in nodes {
         kube_proxy(node, &services, &pods)?;
     }
-    let outside = SocketAddrV4::new(Segment::First.gateway(), PORT);
+    let outside = SocketAddrV4::new(Segment::First.gateway(), OUTSIDE);
     let mut flows = Builder::new();
     for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0)] {
         let (source, target) = (&pods[from], &pods[to]);
@@ -90,7 +92,9 @@ pub(crate) fn start(cluster: &Cluster) -> anyhow::Result<(Traffic, Servers)> {
         let kind = format!("{} → outside", nodes[from].name());
         questions(&mut flows, kind, netns, outside, masqueraded)?;
     }
-    Ok((flows.watch(), Servers(servers)))
+    let ends = pods.iter().map(Pod::netns).chain([cluster.switch()]);
+    let traffic = flows.watch(ends.cloned().collect())?;
+    Ok((traffic, Servers(servers)))
 }
 
 /// kube-proxy's rules for a service on each of the first two pods, and its rule against what conntrack calls invalid.

@@ -8,9 +8,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use lab::traffic::{
-    Host,
-    tcp::{TcpFlow, TcpPlan},
+use lab::{
+    Netns,
+    counters::Protocols,
+    traffic::{
+        Host,
+        tcp::{TcpFlow, TcpPlan},
+    },
 };
 
 use crate::support::Outcome;
@@ -75,7 +79,9 @@ pub(crate) struct Traffic {
     workers: Vec<JoinHandle<()>>,
     watcher: JoinHandle<()>,
     silences: Arc<Mutex<Vec<Silence>>>,
-    before: Vec<Lap>,
+    /// Where TCP's ends are.
+    ends: Vec<Netns>,
+    before: Counts,
     since: Instant,
     laps: Laps,
 }
@@ -131,8 +137,8 @@ impl Builder {
         }));
     }
 
-    /// Begins to watch.
-    pub(crate) fn watch(self) -> Traffic {
+    /// Begins to watch; TCP's ends are in these namespaces.
+    pub(crate) fn watch(self, ends: Vec<Netns>) -> anyhow::Result<Traffic> {
         let flows = Arc::new(self.flows);
         let silences = Arc::new(Mutex::new(vec![Silence::new(); flows.len()]));
         let watcher = {
@@ -148,16 +154,17 @@ impl Builder {
                 }
             })
         };
-        Traffic {
+        Ok(Traffic {
             stop: self.stop,
-            before: flows.iter().map(Lap::of).collect(),
+            before: Counts::of(&flows, &ends)?,
+            ends,
             flows,
             workers: self.workers,
             watcher,
             silences,
             since: Instant::now(),
             laps: Laps::default(),
-        }
+        })
     }
 }
 
@@ -187,46 +194,49 @@ impl Silence {
     }
 }
 
-/// What a flow has counted.
+/// What has been counted up to a moment.
 #[derive(Clone, Copy, Default)]
-struct Lap {
+struct Counts {
+    /// Datagrams, answers and connections; not the streams' bytes.
     messages: u64,
     lost: u64,
-    retransmits: u64,
+    /// TCP segments that were sent again.
+    again: i64,
+    /// Those of them that had arrived already (RFC 2883): the machine was slow, nothing was lost.
+    in_vain: i64,
 }
 
-impl Lap {
-    fn of(flow: &Flow) -> Self {
-        match &flow.source {
-            Source::Gauge(gauge) => Self {
-                messages: flow.arrived(),
-                lost: gauge.lost.load(Ordering::Relaxed),
-                retransmits: 0,
-            },
-            Source::Stream(stream) => Self {
-                retransmits: stream.retransmits().into(),
-                ..Self::default()
-            },
+impl Counts {
+    fn of(flows: &[Flow], ends: &[Netns]) -> anyhow::Result<Self> {
+        let mut counts = Self::default();
+        for flow in flows {
+            if let Source::Gauge(gauge) = &flow.source {
+                counts.messages += flow.arrived();
+                counts.lost += gauge.lost.load(Ordering::Relaxed);
+            }
         }
+        for end in ends {
+            let counters = Protocols::read(end)?;
+            counts.again += counters.get("Tcp.RetransSegs");
+            counts.in_vain += counters.get("TcpExt.TCPDSACKRecvSegs");
+        }
+        Ok(counts)
     }
 }
 
 impl Traffic {
     /// Ends a step: what has happened since the one before is noted under its name. Fails if a flow has.
     pub(crate) fn lap(&mut self, step: &str) -> Outcome {
-        let now: Vec<Lap> = self.flows.iter().map(Lap::of).collect();
-        let sum = |of: fn(&Lap) -> u64| {
-            let pairs = now.iter().zip(&self.before);
-            pairs
-                .map(|(now, before)| of(now).saturating_sub(of(before)))
-                .sum()
-        };
+        let (now, before) = (Counts::of(&self.flows, &self.ends)?, self.before);
         let mut row = Row {
             step: step.to_owned(),
             time: self.since.elapsed(),
-            messages: sum(|lap| lap.messages),
-            lost: sum(|lap| lap.lost),
-            retransmits: sum(|lap| lap.retransmits),
+            counted: Counts {
+                messages: now.messages - before.messages,
+                lost: now.lost - before.lost,
+                again: now.again - before.again,
+                in_vain: now.in_vain - before.in_vain,
+            },
             ..Row::default()
         };
         let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,11 +306,7 @@ pub(crate) struct Laps(Vec<Row>);
 struct Row {
     step: String,
     time: Duration,
-    /// Datagrams, answers and connections; not the streams' bytes.
-    messages: u64,
-    lost: u64,
-    /// Of the streams.
-    retransmits: u64,
+    counted: Counts,
     silence: Duration,
     /// The flow that was silent for so long.
     silent: String,
@@ -310,9 +316,12 @@ impl Laps {
     /// Asserts that nothing was lost in any step, and that no flow was silent for as long as `silence`.
     pub(crate) fn assert_whole(&self, silence: Duration) -> Outcome {
         for row in &self.0 {
-            ensure!(row.lost == 0, "lost: {}\n{self}", row.step);
+            ensure!(row.counted.lost == 0, "lost: {}\n{self}", row.step);
             ensure!(row.silence < silence, "silent: {}\n{self}", row.step);
         }
+        let sum = |of: fn(&Counts) -> i64| self.0.iter().map(|row| of(&row.counted)).sum::<i64>();
+        let (again, in_vain) = (sum(|counted| counted.again), sum(|counted| counted.in_vain));
+        ensure!(again <= in_vain, "TCP has lost segments\n{self}");
         Ok(())
     }
 }
@@ -321,19 +330,25 @@ impl fmt::Display for Laps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<66} {:>6} {:>9} {:>5} {:>8}  longest silence",
-            "step", "time", "messages", "lost", "TCP sent"
+            "{:<66} {:>5} {:>8} {:>4}  {:>12}  longest",
+            "step", "time", "messages", "lost", "TCP again,"
         )?;
-        writeln!(f, "{:<66} {:>6} {:>9} {:>5} {:>8}", "", "", "", "", "again")?;
+        writeln!(
+            f,
+            "{:<66} {:>5} {:>8} {:>4}  {:>12}  silence",
+            "", "", "", "", "in vain"
+        )?;
         for row in &self.0 {
+            let counted = &row.counted;
             writeln!(
                 f,
-                "{:<66} {:>4.1} s {:>9} {:>5} {:>8} {:>4} ms, {}",
+                "{:<66} {:>3.1} s {:>8} {:>4}  {:>5}, {:>5}  {} ms, {}",
                 row.step,
                 row.time.as_secs_f64(),
-                row.messages,
-                row.lost,
-                row.retransmits,
+                counted.messages,
+                counted.lost,
+                counted.again,
+                counted.in_vain,
                 row.silence.as_millis(),
                 row.silent
             )?;
