@@ -88,11 +88,6 @@ pub(crate) fn turned_off(setting: Setting) -> Outcome {
 
 /// Runs `cleanup` on a node whose agent is stopped; returns what it prints.
 pub(crate) fn cleanup(node: &Node) -> anyhow::Result<String> {
-    cleanup_with(node, &[])
-}
-
-/// The same with further options.
-pub(crate) fn cleanup_with(node: &Node, further: &[&str]) -> anyhow::Result<String> {
     let agent = node.agent();
     let options = [
         "cleanup".to_owned(),
@@ -100,8 +95,7 @@ pub(crate) fn cleanup_with(node: &Node, further: &[&str]) -> anyhow::Result<Stri
         format!("--status-socket={}", agent.socket().display()),
         format!("--pin-dir={}", agent.pin_directory().display()),
     ];
-    let options = options.iter().map(String::as_str);
-    let options: Vec<_> = options.chain(further.iter().copied()).collect();
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
     Ok(agent.command_output(&options)?)
 }
 

@@ -15,6 +15,8 @@ use lab::{
     underlay::Segment,
 };
 
+use rustix::net::sockopt;
+
 use super::traffic::{Builder, Gauge, Traffic};
 use crate::pair::first_pod;
 use crate::support::Outcome;
@@ -33,6 +35,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 const SYN_AGAIN: Duration = Duration::from_millis(990);
 /// Bytes of a datagram, whose first eight are its number.
 const SIZE: usize = 64;
+/// Receive buffer in bytes.
+const BUFFER: usize = 16 << 20;
 /// Services beside those that are asked.
 const FILLERS: usize = 20;
 
@@ -124,6 +128,8 @@ fn datagrams(flows: &mut Builder, pods: [&Pod; 2], names: [String; 2]) -> Outcom
     let bind = |pod: &Pod| -> anyhow::Result<UdpSocket> {
         let socket = pod.netns().run(|| UdpSocket::bind((pod.address(), 0)))??;
         socket.set_read_timeout(Some(PAUSE))?;
+        // A busy machine must not look like a lossy network.
+        sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
         Ok(socket)
     };
     let ends = [bind(pods[0])?, bind(pods[1])?];

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use lab::{Cluster, LeaseStore, Node};
 
 use crate::cleanup::{pins, programs};
-use crate::support::{Outcome, Path, Setting, eventually, shell, wait_pods_served};
+use crate::support::{AGENT, Outcome, Path, Setting, eventually, shell, wait_pods_served};
 
 /// How long a step is watched after it is done.
 pub(crate) const PAUSE: Duration = Duration::from_millis(800);
@@ -111,10 +111,42 @@ pub(crate) fn turn_off(node: &Node, setting: Setting) -> Outcome {
     Ok(())
 }
 
-/// Runs `cleanup --keep-network`.
+/// What removes the rest in Kubernetes.
+const MANIFEST: &str = include_str!("../../../deploy/cleanup.yml");
+
+/// Runs `cleanup --keep-network` as `deploy/cleanup.yml` does: with its arguments, and with its capabilities alone.
 pub(crate) fn cleanup(node: &Node) -> Outcome {
-    let would = crate::cleanup::cleanup_with(node, &["--keep-network", "--dry-run"])?;
-    let did = crate::cleanup::cleanup_with(node, &["--keep-network"])?;
+    let list = |before: &str| -> anyhow::Result<Vec<String>> {
+        let (_, rest) = MANIFEST
+            .split_once(before)
+            .with_context(|| before.to_owned())?;
+        Ok(rest
+            .lines()
+            .skip(1)
+            .map_while(|line| line.trim().strip_prefix("- "))
+            .map(|line| line.split(' ').next().unwrap_or_default().to_lowercase())
+            .collect())
+    };
+    let (_, arguments) = MANIFEST.split_once("args: [").context("arguments")?;
+    let (arguments, _) = arguments.split_once(']').context("arguments")?;
+    let bounding: String = list(" add:")?
+        .iter()
+        .map(|name| format!(",+{name}"))
+        .collect();
+    let run = |further: &str| {
+        let agent = node.agent();
+        let command = format!(
+            "setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{bounding} {AGENT} {} --subnet-file={} \
+             --status-socket={} --pin-dir={} {further}",
+            arguments.replace(',', ""),
+            agent.subnet_file().display(),
+            agent.socket().display(),
+            agent.pin_directory().display()
+        );
+        shell(node, &command)
+    };
+    let would = run("--dry-run")?;
+    let did = run("")?;
     let kinds = |text: &str| {
         text.lines()
             .filter(|line| line.contains("FLANNEL-") || line.contains("table"))
