@@ -14,7 +14,6 @@ use lab::{
     },
     underlay::Segment,
 };
-
 use rustix::net::sockopt;
 
 use super::traffic::{Builder, Gauge, Traffic};
