@@ -35,7 +35,6 @@ use crate::{
         entries::{Commands, Direct, Verb},
         lease_value::Published,
         netconf::{Kind, NetConf, Networks},
-        rules::Rules,
     },
     underlay::Segment,
 };
@@ -171,7 +170,7 @@ impl Stock {
         let (subnet, subnet6) = self.claim(&config)?;
         let mtu = self.mtu - config.kind.overhead();
         let tunnel = self.make_devices(&config, subnet, subnet6, mtu)?;
-        self.set_rules(&config, subnet, subnet6)?;
+        rules::install(&self.netns, &config, subnet, subnet6)?;
         self.write_subnet_file(&config, subnet, subnet6)?;
         *self.state() = Some(State {
             subnet,
@@ -180,33 +179,6 @@ impl Stock {
             peers: BTreeMap::new(),
             tunnel,
         });
-        Ok(())
-    }
-
-    fn set_rules(&self, config: &NetConf, subnet: Subnet, subnet6: Option<Subnet6>) -> Result<()> {
-        let ipv4 = Rules {
-            family: rules::IPV4,
-            network: &config.networks.network,
-            subnet: &subnet,
-        };
-        let write = |rules: &Rules<'_>| {
-            if config.enable_nftables {
-                rules.by_nftables(&self.netns)
-            } else {
-                rules.by_iptables(&self.netns)
-            }
-        };
-        if config.enable_nftables {
-            rules::make_tables(&self.netns)?;
-        }
-        write(&ipv4)?;
-        if let Some(((network, _), subnet)) = config.networks.ipv6.zip(subnet6) {
-            write(&Rules {
-                family: rules::IPV6,
-                network: &network,
-                subnet: &subnet,
-            })?;
-        }
         Ok(())
     }
 
@@ -348,23 +320,6 @@ impl Stock {
         }
         self.store.publish(&self.name(), &value)?;
         claim::by_number(&config.networks, self.number)
-    }
-
-    /// Publishes the lease that the node has, with its value as at the start.
-    fn publish_again(&self) -> Result<()> {
-        let value = lease_of_number(
-            &self.network_config,
-            self.number,
-            self.address,
-            self.address6,
-        )?;
-        match self.store.etcd() {
-            // The key goes on living as long as it has.
-            Some(etcd) => etcd
-                .ctl(&["put", "--ignore-lease", "--", &self.key()?, &value])
-                .map(drop),
-            None => self.store.publish(&self.name(), &value),
-        }
     }
 
     fn make_devices(

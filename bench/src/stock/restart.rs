@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::{
-    State, Stock, devices,
+    State, Stock, devices, lease_of_number,
     netconf::{Backend, Kind, NetConf},
-    not_started,
+    not_started, rules,
 };
 use crate::{
     error::{Error, Result},
@@ -44,12 +44,29 @@ impl Stock {
             }
         }
         self.publish_again()?;
-        self.set_rules(&config, subnet, subnet6)?;
+        rules::install(&self.netns, &config, subnet, subnet6)?;
         self.write_subnet_file(&config, subnet, subnet6)?;
         if let Some(State { peers, .. }) = self.state().as_mut() {
             peers.clear();
         }
         self.refresh()
+    }
+
+    /// Publishes the lease that the node has, with its value as at the start.
+    fn publish_again(&self) -> Result<()> {
+        let value = lease_of_number(
+            &self.network_config,
+            self.number,
+            self.address,
+            self.address6,
+        )?;
+        match self.store.etcd() {
+            // The key goes on living as long as it has.
+            Some(etcd) => etcd
+                .ctl(&["put", "--ignore-lease", "--", &self.key()?, &value])
+                .map(drop),
+            None => self.store.publish(&self.name(), &value),
+        }
     }
 
     /// Of the devices of a dual-stack node only IPv4's is looked at.

@@ -5,19 +5,57 @@
 
 use std::fmt::Display;
 
-use crate::{error::Result, netns::Netns, process};
+use super::netconf::NetConf;
+use crate::{
+    error::Result,
+    lease::{Subnet, Subnet6},
+    netns::Netns,
+    process,
+};
+
+/// Writes the rules of all families that the network has.
+pub(super) fn install(
+    netns: &Netns,
+    config: &NetConf,
+    subnet: Subnet,
+    subnet6: Option<Subnet6>,
+) -> Result<()> {
+    let write = |rules: &Rules<'_>| {
+        if config.enable_nftables {
+            rules.by_nftables(netns)
+        } else {
+            rules.by_iptables(netns)
+        }
+    };
+    if config.enable_nftables {
+        make_tables(netns)?;
+    }
+    write(&Rules {
+        family: IPV4,
+        network: &config.networks.network,
+        subnet: &subnet,
+    })?;
+    let ipv6 = config.networks.ipv6.zip(subnet6);
+    ipv6.map_or(Ok(()), |((network, _), subnet)| {
+        write(&Rules {
+            family: IPV6,
+            network: &network,
+            subnet: &subnet,
+        })
+    })
+}
 
 /// The rules of one family.
-pub(super) struct Rules<'a> {
-    pub(super) family: Family,
-    pub(super) network: &'a dyn Display,
+struct Rules<'a> {
+    family: Family,
+    network: &'a dyn Display,
     /// The node's.
-    pub(super) subnet: &'a dyn Display,
+    subnet: &'a dyn Display,
 }
 
 /// What differs between families.
 #[derive(Clone, Copy)]
-pub(super) struct Family {
+struct Family {
     iptables: &'static str,
     nftables: &'static str,
     table: &'static str,
@@ -25,7 +63,7 @@ pub(super) struct Family {
 }
 
 /// IPv4's tools and addresses.
-pub(super) const IPV4: Family = Family {
+const IPV4: Family = Family {
     iptables: "iptables",
     nftables: "ip",
     table: "flannel-ipv4",
@@ -33,7 +71,7 @@ pub(super) const IPV4: Family = Family {
 };
 
 /// IPv6's.
-pub(super) const IPV6: Family = Family {
+const IPV6: Family = Family {
     iptables: "ip6tables",
     nftables: "ip6",
     table: "flannel-ipv6",
@@ -64,7 +102,7 @@ const FORWARD: Chain = Chain {
 };
 
 /// Makes nftables' tables of both families, as flanneld does whatever the network has.
-pub(super) fn make_tables(netns: &Netns) -> Result<()> {
+fn make_tables(netns: &Netns) -> Result<()> {
     let add = |Family {
                    nftables, table, ..
                }: Family| {
@@ -76,7 +114,7 @@ pub(super) fn make_tables(netns: &Netns) -> Result<()> {
 
 impl Rules<'_> {
     /// Writes them with iptables.
-    pub(super) fn by_iptables(&self, netns: &Netns) -> Result<()> {
+    fn by_iptables(&self, netns: &Netns) -> Result<()> {
         let Self {
             network, subnet, ..
         } = self;
@@ -141,7 +179,7 @@ impl Rules<'_> {
     }
 
     /// Writes them with nftables (`EnableNFTables`), each chain in a transaction. The tables are made before.
-    pub(super) fn by_nftables(&self, netns: &Netns) -> Result<()> {
+    fn by_nftables(&self, netns: &Netns) -> Result<()> {
         let Self {
             network,
             subnet,

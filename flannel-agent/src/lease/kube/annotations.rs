@@ -312,3 +312,4 @@ impl<'de> Visitor<'de> for Picked<'_> {
         Ok(annotations)
     }
 }
+

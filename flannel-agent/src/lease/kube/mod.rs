@@ -333,3 +333,4 @@ fn assigned(node: &Node, config: &NetworkConfig) -> Result<PerFamily<IpNet>, Str
     }
     Ok(subnets)
 }
+

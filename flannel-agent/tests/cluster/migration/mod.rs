@@ -4,6 +4,7 @@
 //! The tables that the tests print are those of `deploy/migration.md`.
 
 mod flows;
+mod laps;
 mod steps;
 mod traffic;
 

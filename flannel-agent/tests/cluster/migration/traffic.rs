@@ -1,7 +1,6 @@
 //! Traffic that never pauses while nodes change hands: what each flow has lost, and how long it was silent, step by
 //! step.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -17,13 +16,11 @@ use lab::{
     },
 };
 
+use super::laps::{Counts, Laps, Row};
 use crate::support::Outcome;
 
 /// Bytes per second of a stream.
 const STREAM_RATE: u64 = 5_000_000;
-/// Segments that may be sent again without a word of whether they had arrived already: ends of connections whose other
-/// end has gone.
-const UNTOLD: i64 = 3;
 /// How often the watcher looks whether something has arrived: how exactly silences are known.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -197,19 +194,8 @@ impl Silence {
     }
 }
 
-/// What has been counted up to a moment.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    /// Datagrams, answers and connections; not the streams' bytes.
-    messages: u64,
-    lost: u64,
-    /// TCP segments that were sent again.
-    again: i64,
-    /// Those of them that had arrived already (RFC 2883): the machine was slow, nothing was lost.
-    in_vain: i64,
-}
-
 impl Counts {
+    /// Of all flows, whose ends are in these namespaces.
     fn of(flows: &[Flow], ends: &[Netns]) -> anyhow::Result<Self> {
         let mut counts = Self::default();
         for flow in flows {
@@ -298,64 +284,5 @@ impl Traffic {
             }
         }
         Ok(self.laps)
-    }
-}
-
-/// What has happened in each step.
-#[derive(Default)]
-pub(crate) struct Laps(Vec<Row>);
-
-#[derive(Default)]
-struct Row {
-    step: String,
-    time: Duration,
-    counted: Counts,
-    silence: Duration,
-    /// The flow that was silent for so long.
-    silent: String,
-}
-
-impl Laps {
-    /// Asserts that nothing was lost in any step, and that no flow was silent for as long as `silence`.
-    pub(crate) fn assert_whole(&self, silence: Duration) -> Outcome {
-        for row in &self.0 {
-            ensure!(row.counted.lost == 0, "lost: {}\n{self}", row.step);
-            ensure!(row.silence < silence, "silent: {}\n{self}", row.step);
-        }
-        let sum = |of: fn(&Counts) -> i64| self.0.iter().map(|row| of(&row.counted)).sum::<i64>();
-        let (again, in_vain) = (sum(|counted| counted.again), sum(|counted| counted.in_vain));
-        ensure!(again <= in_vain + UNTOLD, "TCP has lost segments\n{self}");
-        Ok(())
-    }
-}
-
-impl fmt::Display for Laps {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:<66} {:>5} {:>8} {:>4}  {:>12}  longest",
-            "step", "time", "messages", "lost", "TCP again,"
-        )?;
-        writeln!(
-            f,
-            "{:<66} {:>5} {:>8} {:>4}  {:>12}  silence",
-            "", "", "", "", "in vain"
-        )?;
-        for row in &self.0 {
-            let counted = &row.counted;
-            writeln!(
-                f,
-                "{:<66} {:>3.1} s {:>8} {:>4}  {:>5}, {:>5}  {} ms, {}",
-                row.step,
-                row.time.as_secs_f64(),
-                counted.messages,
-                counted.lost,
-                counted.again,
-                counted.in_vain,
-                row.silence.as_millis(),
-                row.silent
-            )?;
-        }
-        Ok(())
     }
 }
