@@ -34,6 +34,7 @@ mod marks;
 mod matrix;
 mod members;
 mod meter;
+mod migration;
 mod mixed;
 mod model;
 mod mtu;
@@ -168,6 +169,11 @@ fn main() -> ExitCode {
                 .map(|(name, test)| of_backend(backend, name, Path::Kernel, *test, || None)),
         );
     }
+    trials.extend(
+        migration::TESTS
+            .iter()
+            .map(|(name, setting, test)| trial(*setting, name, *test)),
+    );
     trials.extend(udp::TESTS.iter().map(|(name, test)| alone(name, *test)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
