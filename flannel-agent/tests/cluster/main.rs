@@ -42,6 +42,7 @@ mod order;
 mod pair;
 mod permission;
 mod policies;
+mod privileges;
 mod process;
 mod repair;
 mod restart;
