@@ -70,6 +70,8 @@ pub enum Command {
     CheckConfig(CheckConfigOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
+    /// Put the CNI plugin and its network config where the container runtime looks; leaves those of others alone.
+    InstallCni(super::install_cni::InstallCniOptions),
 }
 
 /// Options of `run`.
@@ -380,6 +382,10 @@ pub struct CleanupOptions {
     /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove only what flanneld does not know, so that it can take over while traffic goes on: BPF programs, their maps
+    /// and rules. Devices, routes, flannel's own rules and the subnet file stay
+    #[arg(long)]
+    pub keep_network: bool,
     /// The subnet file, which names the network whose routes are removed
     #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
     pub subnet_file: PathBuf,
