@@ -313,3 +313,5 @@ impl<'de> Visitor<'de> for Picked<'_> {
     }
 }
 
+#[cfg(test)]
+mod tests;

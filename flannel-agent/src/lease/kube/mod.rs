@@ -9,9 +9,11 @@ mod annotations;
 mod api;
 mod backoff;
 mod condition;
+mod connection;
 mod error;
 mod keeper;
 mod node;
+mod node_name;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -23,12 +25,14 @@ use tokio::{
 };
 
 pub use access::{Access, Error as AccessError};
+use annotations::Key;
 pub use annotations::{DEFAULT_PREFIX, Names, PrefixError};
 use api::Api;
 use backoff::Backoff;
 use error::Error;
 use keeper::Keeper;
 use node::Node;
+pub use node_name::{NodeName, NodeNameError};
 
 use super::{Attributes, Event, OwnLease, OwnNode, Request, SubnetManager};
 use crate::{board::Board, family::PerFamily, netconf::NetworkConfig};
@@ -39,49 +43,6 @@ const WAIT: Duration = Duration::from_secs(1);
 const PROBLEM: &str = "kube";
 /// Name of its problems with this node's own Node object.
 const OWN_PROBLEM: &str = "kube-node";
-
-/// How this node is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeName {
-    /// By this name.
-    Known(String),
-    /// As the pod says in which the agent runs.
-    OfPod {
-        /// The pod's namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-    },
-}
-
-/// Why nothing says how this node is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "--kube-subnet-mgr: which Node is this? Set the variable NODE_NAME, or POD_NAME and POD_NAMESPACE: in a DaemonSet by \
-     fieldRef spec.nodeName, or metadata.name and metadata.namespace"
-)]
-pub struct NodeNameError;
-
-impl NodeName {
-    /// From environment variables, as upstream: `NODE_NAME`, or `POD_NAME` with `POD_NAMESPACE`.
-    ///
-    /// # Errors
-    /// When neither is set.
-    pub fn from_variables(
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, NodeNameError> {
-        let given = |name| variable(name).filter(|value| !value.is_empty());
-        match (
-            given("NODE_NAME"),
-            given("POD_NAMESPACE"),
-            given("POD_NAME"),
-        ) {
-            (Some(name), ..) => Ok(Self::Known(name)),
-            (None, Some(namespace), Some(name)) => Ok(Self::OfPod { namespace, name }),
-            _ => Err(NodeNameError),
-        }
-    }
-}
 
 /// What the subnet manager is told.
 #[derive(Clone, Debug)]
@@ -213,10 +174,12 @@ impl SubnetManager for Kube {
             match node.annotations.node_public(names) {
                 Ok(public) => {
                     board.problem(OWN_PROBLEM, None);
-                    return OwnNode {
-                        public,
-                        published: node.annotations.attributes(&BOTH, names).ok(),
-                    };
+                    // Also what is left of a node that is no longer managed.
+                    let published = node.annotations.get(Key::BackendType).and_then(|_| {
+                        let attributes = node.annotations.attributes(&BOTH, names);
+                        attributes.ok()
+                    });
+                    return OwnNode { public, published };
                 }
                 Err(problem) => {
                     board.problem(OWN_PROBLEM, Some(format!("node {}: {problem}", self.name)));
@@ -334,3 +297,5 @@ fn assigned(node: &Node, config: &NetworkConfig) -> Result<PerFamily<IpNet>, Str
     Ok(subnets)
 }
 
+#[cfg(test)]
+mod tests;

@@ -183,3 +183,5 @@ impl Node {
     }
 }
 
+#[cfg(test)]
+mod tests;

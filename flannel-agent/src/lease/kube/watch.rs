@@ -161,3 +161,5 @@ impl Lines {
     }
 }
 
+#[cfg(test)]
+mod tests;
