@@ -58,6 +58,43 @@ pub(crate) fn runs_from(documents: &Documents) -> Outcome {
     Ok(())
 }
 
+/// The pod that cleans up runs the agent of the manifest, with mounts of that one, and may no more.
+pub(crate) fn cleans_up_after(manifest: &Documents, cleanup: &Documents) -> Outcome {
+    let agents = &manifest.one("DaemonSet")?["spec"]["template"]["spec"];
+    let pod = &cleanup.one("Pod")?["spec"];
+    let (agent, container) = (&agents["containers"][0], &pod["containers"][0]);
+    ensure!(container["image"] == IMAGE, "image {}", container["image"]);
+    let arguments = words(&container["args"])?;
+    let cli = Cli::try_parse_from(["flannel-agent".to_owned()].into_iter().chain(arguments))?;
+    ensure!(
+        matches!(cli.command, Task::Cleanup(options) if options.keep_network),
+        "it would remove the network"
+    );
+    let added = |container: &Value| words(&container["securityContext"]["capabilities"]["add"]);
+    let (may, agent_may) = (added(container)?, added(agent)?);
+    ensure!(
+        may.iter().all(|capability| agent_may.contains(capability)),
+        "capabilities {may:?}"
+    );
+    let paths = |container: &Value| -> BTreeSet<String> {
+        list(&container["volumeMounts"])
+            .map(|mount| format!("{} at {}", mount["name"], mount["mountPath"]))
+            .collect()
+    };
+    ensure!(
+        paths(container).is_subset(&paths(agent)),
+        "mounts {:?}",
+        paths(container)
+    );
+    let there: Vec<&Value> = list(&agents["volumes"]).collect();
+    ensure!(
+        list(&pod["volumes"]).all(|volume| there.contains(&volume)),
+        "volumes {}",
+        pod["volumes"]
+    );
+    Ok(())
+}
+
 /// The role has what the agent asks for and no more, and the DaemonSet's account has the role.
 fn may_what_it_asks(documents: &Documents, account: &Value) -> Outcome {
     let role = documents.one("ClusterRole")?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     batch::v1::Job,
-    core::v1::{ConfigMap, Namespace, Service, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
     networking::v1::NetworkPolicy,
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
@@ -77,6 +77,7 @@ fn typed(document: &Value) -> Outcome {
     let text = |field: &str| document[field].as_str().unwrap_or_default();
     let check = match (text("apiVersion"), text("kind")) {
         ("v1", "Namespace") => round_trip::<Namespace>,
+        ("v1", "Pod") => round_trip::<Pod>,
         ("v1", "ServiceAccount") => round_trip::<ServiceAccount>,
         ("v1", "ConfigMap") => round_trip::<ConfigMap>,
         ("v1", "Service") => round_trip::<Service>,

@@ -25,6 +25,9 @@ const MANIFEST: &str = include_str!("../../deploy/kube-flannel.yml");
 /// The comparison of kernel path and fast path.
 const BENCH: &str = include_str!("../../deploy/bench.yml");
 
+/// What takes the fast path from a node that goes back to flanneld.
+const CLEANUP: &str = include_str!("../../deploy/cleanup.yml");
+
 /// What the tests need to run.
 type Needs = fn() -> Result<(), Lacks>;
 
@@ -40,6 +43,12 @@ const TESTS: &[Test] = &[
     }),
     ("bench::kubernetes_takes_it", nothing, || {
         Documents::parse(BENCH)?.are_typed()
+    }),
+    ("cleanup::kubernetes_takes_it", nothing, || {
+        Documents::parse(CLEANUP)?.are_typed()
+    }),
+    ("cleanup::it_is_about_this_agent", nothing, || {
+        agent::cleans_up_after(&Documents::parse(MANIFEST)?, &Documents::parse(CLEANUP)?)
     }),
     (
         "documents::mistakes_are_found",

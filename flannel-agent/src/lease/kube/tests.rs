@@ -5,6 +5,7 @@ mod own;
 mod peers;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
@@ -62,6 +63,22 @@ fn attributes(public: [u8; 4]) -> Attributes {
     }
 }
 
+/// Files of a test, which go when its thread ends.
+#[derive(Default)]
+struct Files(Vec<PathBuf>);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+thread_local! {
+    static FILES: RefCell<Files> = RefCell::default();
+}
+
 /// A file that only this test has.
 fn file(name: &str, text: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -71,6 +88,7 @@ fn file(name: &str, text: &str) -> PathBuf {
         std::process::id()
     ));
     fs::write(&path, text).unwrap();
+    FILES.with_borrow_mut(|files| files.0.push(path.clone()));
     path
 }
 
