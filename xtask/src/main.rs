@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod command;
+mod debian;
 mod demo;
 mod fuzz;
 mod setup;
