@@ -11,6 +11,7 @@ mod checks;
 mod manifests;
 mod runner;
 pub mod tally;
+mod verdict;
 
 use std::{
     fmt,
