@@ -45,7 +45,7 @@ pub struct Options {
     /// For which machines [default: such as this one]
     #[arg(long)]
     arch: Option<Arch>,
-    /// Where to write the archive [default: target/container/flannel-agent-<version>-<arch>.tar]
+    /// Where to write the archive [default: target/container/flannel-agent-VERSION-ARCH.tar]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// What the image is called
