@@ -16,6 +16,7 @@ use crate::{
     cluster::Settings,
     daemon::{self, Daemon},
     error::{Error, IoContext, Result},
+    lease_store::AgentFlags,
     netns::Netns,
     process::{self, Lifetime},
     state::LabId,
@@ -74,7 +75,7 @@ pub struct Agent {
     name: String,
     netns: Netns,
     directory: PathBuf,
-    etcd_endpoint: String,
+    leases: AgentFlags,
     lifetime: Lifetime,
     config: Mutex<AgentConfig>,
     daemon: Mutex<Option<Daemon>>,
@@ -87,17 +88,20 @@ impl Agent {
         netns: &Netns,
         directory: &Path,
         config: AgentConfig,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let leases = settings
+            .store
+            .agent_flags(node, directory, &settings.network)?;
+        Ok(Self {
             lab: settings.lab,
             name: format!("agent {node}"),
             netns: netns.clone(),
             directory: directory.to_owned(),
-            etcd_endpoint: settings.etcd.endpoint(),
+            leases,
             lifetime: settings.lifetime,
             config: Mutex::new(config),
             daemon: Mutex::new(None),
-        }
+        })
     }
 
     /// Changes how the agent is started from the next start on.
@@ -141,7 +145,7 @@ impl Agent {
         let mut command = Command::new(&config.program);
         command
             .arg("run")
-            .arg(format!("--etcd-endpoints={}", self.etcd_endpoint))
+            .args(&self.leases.arguments)
             .args((!config.interface.is_empty()).then(|| format!("--iface={}", config.interface)))
             .arg(format!("--ip-masq={}", config.ip_masq))
             .arg(format!("--subnet-file={}", self.subnet_file().display()))
@@ -149,6 +153,12 @@ impl Agent {
             .arg(format!("--pin-dir={}", self.pin_directory().display()))
             .arg(format!("--fast-path={}", config.fast_path))
             .args(&config.arguments)
+            .envs(
+                self.leases
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .envs(config.environment.iter().map(|(name, value)| (name, value)));
         command
     }

@@ -1,16 +1,20 @@
-//! A cluster: switch, etcd and nodes, built in parallel where that helps, and removed without a trace.
+//! A cluster: switch, lease store and nodes, built in parallel where that helps, and removed without a trace.
 
 use std::{
     fmt,
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+#[cfg(feature = "api-server")]
+use crate::kube::mock::ApiServer;
 use crate::{
     cni,
     error::{Error, Result},
     etcd::Etcd,
+    lease_store::{self, LeaseStore, Store},
     netns::Netns,
     node::{Node, NodeConfig},
     process::Lifetime,
@@ -27,8 +31,10 @@ pub struct ClusterConfig {
     pub nodes: Vec<NodeConfig>,
     /// Pods to make on each node that runs flannel, ours or stock.
     pub pods: usize,
-    /// The network config, as it is written to etcd.
+    /// The network config.
     pub network: String,
+    /// Where leases are kept.
+    pub leases: LeaseStore,
     /// The links between the nodes.
     pub underlay: Underlay,
     /// Whether the links between nodes have IPv6 addresses too. A network with `EnableIPv6` has them anyway.
@@ -49,12 +55,13 @@ pub struct ClusterConfig {
 pub type Observer = dyn Fn(Step<'_>) + Send + Sync;
 
 impl Default for ClusterConfig {
-    /// No nodes; VXLAN on 10.5.0.0/16, IPv4 alone; an underlay as veth makes it; bridge netfilter on, no service rules.
+    /// No nodes; VXLAN on 10.5.0.0/16, leases in etcd, IPv4 alone; an underlay as veth makes it; bridge netfilter on, no service rules.
     fn default() -> Self {
         Self {
             nodes: Vec::new(),
             pods: 0,
             network: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
+            leases: LeaseStore::default(),
             underlay: Underlay::default(),
             ipv6: false,
             bridge_netfilter: true,
@@ -80,7 +87,7 @@ pub enum Step<'a> {
 pub(crate) struct Settings {
     pub(crate) lab: LabId,
     pub(crate) switch: Netns,
-    pub(crate) etcd: Arc<Etcd>,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) network: String,
     pub(crate) underlay: Underlay,
     pub(crate) ipv6: bool,
@@ -127,7 +134,7 @@ impl Cluster {
     pub fn start(config: ClusterConfig) -> Result<Self> {
         cni::plugin_directory()?;
         let progress = Progress(config.progress.as_deref());
-        let mut cluster = progress.step("network namespaces, switch and etcd", || {
+        let mut cluster = progress.step("network namespaces, switch and lease store", || {
             Self::build_base(&config)
         })?;
         progress.step("nodes", || {
@@ -139,9 +146,8 @@ impl Cluster {
             cluster.nodes = built.into_iter().map(Arc::new).collect();
             Ok(())
         })?;
-        progress.step("network config in etcd", || {
-            cluster.settings.etcd.wait_ready()?;
-            cluster.settings.etcd.put_config(&config.network)
+        progress.step("network config", || {
+            cluster.settings.store.publish_network(&config.network)
         })?;
         progress.step("flannel on every node", || {
             cluster.start_flannel(&cluster.nodes)?;
@@ -164,18 +170,18 @@ impl Cluster {
         let switch = Netns::create_with(&id.namespace("sw"), config.lifetime)?;
         let ipv6 = config.ipv6 || stock::is_dual_stack(&config.network);
         underlay::build_switch(&switch, config.underlay, ipv6)?;
-        let etcd = Arc::new(Etcd::new(
+        // etcd serves by the time the nodes are built.
+        let store = lease_store::start(
+            config.leases,
             id,
-            switch.clone(),
+            &switch,
             Segment::First.gateway(),
             config.lifetime,
-        ));
-        // Serves by the time the nodes are built.
-        etcd.spawn()?;
+        )?;
         let settings = Settings {
             lab: id,
             switch,
-            etcd,
+            store,
             network: config.network.clone(),
             underlay: config.underlay,
             ipv6,
@@ -209,7 +215,7 @@ impl Cluster {
     /// # Errors
     /// If an agent ends, or does not know all peers in time.
     pub fn wait_converged(&self) -> Result<()> {
-        let leases = self.settings.etcd.leases()?;
+        let leases = self.settings.store.leases()?;
         // A node of a dual-stack network is two peers, one per family.
         let has_ipv6 = stock::is_dual_stack(&self.settings.network);
         let ipv6 = leases
@@ -272,11 +278,34 @@ impl Cluster {
     }
 
     /// The cluster's etcd.
+    ///
+    /// # Panics
+    /// If leases are kept elsewhere.
     pub fn etcd(&self) -> &Etcd {
-        &self.settings.etcd
+        let etcd = self.settings.store.etcd();
+        etcd.unwrap_or_else(|| panic!("this cluster has no etcd"))
     }
 
-    /// The namespace of switch, router and etcd.
+    /// The cluster's API server.
+    ///
+    /// # Panics
+    /// If leases are kept elsewhere.
+    #[cfg(feature = "api-server")]
+    pub fn api_server(&self) -> &ApiServer {
+        let server = self.settings.store.api_server();
+        server.unwrap_or_else(|| panic!("this cluster has no API server"))
+    }
+
+    /// The file with the cluster's leases. The lab writes it anew when a node is added.
+    ///
+    /// # Panics
+    /// If leases are kept elsewhere.
+    pub fn lease_file(&self) -> &Path {
+        let file = self.settings.store.file();
+        file.unwrap_or_else(|| panic!("this cluster has no file of leases"))
+    }
+
+    /// The namespace of switch, router and lease store.
     pub fn switch(&self) -> &Netns {
         &self.settings.switch
     }

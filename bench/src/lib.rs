@@ -1,6 +1,6 @@
 //! The lab: flannel clusters on one machine, for tests, the demo and the benchmark.
 //!
-//! Nodes and pods are network namespaces; etcd, the agents and the CNI plugins are the real programs; stock flannel
+//! Nodes and pods are network namespaces; etcd (or a Kubernetes API server in this process), the agents and the CNI plugins are the real programs; stock flannel
 //! nodes are built from iproute2 commands. Everything in a cluster is its own: any number of them run side by side, in
 //! one process or several.
 //!
@@ -33,7 +33,9 @@ pub mod error;
 pub mod etcd;
 pub mod exposition;
 pub mod inject;
+pub mod kube;
 pub mod lease;
+pub mod lease_store;
 pub mod mounts;
 pub mod netns;
 pub mod node;
@@ -53,6 +55,7 @@ pub mod wait;
 pub use agent::{Agent, AgentConfig};
 pub use cluster::{Cluster, ClusterConfig, Step};
 pub use error::{Error, Result};
+pub use lease_store::LeaseStore;
 pub use netns::Netns;
 pub use node::{Node, NodeConfig, Pod, Role};
 pub use process::Lifetime;

@@ -15,11 +15,12 @@ use crate::{
     cluster::Settings,
     cni::{self, Attachment, HostPort, PodConfig, SubnetEnv},
     error::{IoContext, Result},
+    lease_store::NewNode,
     netns::{self, Netns},
     process::{self, Lifetime},
     services,
     state::LabId,
-    stock::Stock,
+    stock::{self, Stock},
     underlay::{self, Segment},
 };
 
@@ -121,6 +122,9 @@ impl Node {
             };
             proxy.install(&netns, &services::filler(settings.services))?;
         }
+        if !matches!(config.role, Role::Bare) {
+            register(settings, &name, number, config.segment)?;
+        }
         let flanneld = match &config.role {
             Role::Agent(agent) => Flanneld::Agent(Agent::new(
                 settings,
@@ -128,7 +132,7 @@ impl Node {
                 &netns,
                 &directory,
                 agent.clone(),
-            )),
+            )?),
             Role::Stock => Flanneld::Stock(Stock::new(
                 settings,
                 number,
@@ -183,7 +187,7 @@ impl Node {
         &self.netns
     }
 
-    /// Its directory, with `subnet.env` and logs.
+    /// Its directory, with `subnet.env` and logs; with Kubernetes' leases also `net-conf.json`.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -336,6 +340,27 @@ impl Node {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Makes a node known to the store of leases, if nodes do not do that themselves.
+fn register(settings: &Settings, name: &str, number: u8, segment: Segment) -> Result<()> {
+    if settings.store.etcd().is_some() {
+        return Ok(());
+    }
+    let address = segment.address(number);
+    let address6 = settings.ipv6.then(|| segment.address6(number));
+    let addresses = std::iter::once(address.into())
+        .chain(address6.map(Into::into))
+        .collect::<Vec<_>>();
+    let (subnet, subnet6) = stock::subnets_of_number(&settings.network, number)?;
+    let value = stock::lease_of_number(&settings.network, number, address, address6);
+    settings.store.add_node(&NewNode {
+        name,
+        addresses: &addresses,
+        subnet,
+        subnet6,
+        value: value.as_deref(),
+    })
 }
 
 /// A pod: a namespace with an `eth0` on its node's bridge. A cheap handle.

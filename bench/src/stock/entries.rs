@@ -67,7 +67,7 @@ impl Commands {
         };
         self.part(verb, config.kind, &ipv4)?;
         if let (Some(_), Some(subnet6), Some(public)) =
-            (config.ipv6, lease.subnet6, value.public_ipv6)
+            (config.networks.ipv6, lease.subnet6, value.public_ipv6)
         {
             let ipv6 = Part {
                 subnet: &subnet6,

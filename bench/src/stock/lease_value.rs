@@ -15,7 +15,7 @@ pub(super) struct Published<'a> {
 
 /// The value for the config's backend. IPv6 is published if the network has it.
 pub(super) fn text(config: &NetConf, published: Published<'_>) -> String {
-    let ipv6 = config.ipv6.and(published.address6);
+    let ipv6 = config.networks.ipv6.and(published.address6);
     let public6 = ipv6.map_or("null".to_owned(), |address| format!("\"{address}\""));
     let mut text = format!(
         r#"{{"PublicIP":"{}","PublicIPv6":{public6}"#,

@@ -4,6 +4,7 @@
 //! Backends `vxlan` (with `DirectRouting`), `host-gw`, `ipip` and `udp`; IPv4 and dual stack. It follows lease changes
 //! when told to, by [`Stock::refresh`].
 
+mod claim;
 mod devices;
 mod entries;
 mod lease_value;
@@ -23,25 +24,23 @@ use crate::{
     cluster::Settings,
     cni::{Env6, SubnetEnv},
     error::{Error, IoContext, Result},
-    etcd::{Etcd, PREFIX},
+    etcd::PREFIX,
     lease::{self, Lease, Subnet, Subnet6},
+    lease_store::Store,
     netns::Netns,
     process,
     stock::{
         devices::Vtep,
         entries::{Commands, Direct, Verb},
         lease_value::Published,
-        netconf::{Kind, NetConf},
+        netconf::{Kind, NetConf, Networks},
     },
     underlay::Segment,
 };
 
-/// Time to live of flannel's leases, in seconds.
-const LEASE_TTL: &str = "86400";
-
 /// Whether a network has IPv6 too.
 pub fn is_dual_stack(network_config: &str) -> bool {
-    NetConf::parse(network_config).is_ok_and(|config| config.ipv6.is_some())
+    Networks::parse(network_config).is_ok_and(|networks| networks.ipv6.is_some())
 }
 
 /// Why stock nodes of this network cannot be on this kernel, if so.
@@ -50,6 +49,33 @@ pub fn is_dual_stack(network_config: &str) -> bool {
 /// If the network config is malformed.
 pub fn missing(network_config: &str) -> Result<Option<String>> {
     Ok(devices::missing(NetConf::parse(network_config)?.kind))
+}
+
+/// The subnets that a node of this number has where nodes do not choose them.
+pub(crate) fn subnets_of_number(
+    network_config: &str,
+    number: u8,
+) -> Result<(Subnet, Option<Subnet6>)> {
+    claim::by_number(&Networks::parse(network_config)?, number)
+}
+
+/// The value of the lease that a node of this number and address has as a stock node.
+pub(crate) fn lease_of_number(
+    network_config: &str,
+    number: u8,
+    address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
+) -> Result<String> {
+    let macs = [vtep_mac(number), vtep_mac6(number)];
+    let published = Published {
+        address,
+        address6,
+        macs: [&macs[0], &macs[1]],
+    };
+    Ok(lease_value::text(
+        &NetConf::parse(network_config)?,
+        published,
+    ))
 }
 
 /// The kernel entries for a number of leases, as batches for `ip` and `bridge`. Every peer is tunnelled.
@@ -85,7 +111,7 @@ pub struct Stock {
     address: Ipv4Addr,
     address6: Option<Ipv6Addr>,
     netns: Netns,
-    etcd: Arc<Etcd>,
+    store: Arc<dyn Store>,
     subnet_file: PathBuf,
     network_config: String,
     mtu: u32,
@@ -124,7 +150,7 @@ impl Stock {
             address: segment.address(number),
             address6: settings.ipv6.then(|| segment.address6(number)),
             netns: netns.clone(),
-            etcd: settings.etcd.clone(),
+            store: settings.store.clone(),
             subnet_file: directory.join("subnet.env"),
             network_config: settings.network.clone(),
             mtu: settings.underlay.mtu,
@@ -140,32 +166,24 @@ impl Stock {
     pub fn start(&self) -> Result<()> {
         let config = NetConf::parse(&self.network_config)?;
         devices::require(config.kind)?;
-        let macs = [self.vtep_mac(), self.vtep_mac6()];
-        let value = lease_value::text(
-            &config,
-            Published {
-                address: self.address,
-                address6: self.address6,
-                macs: [&macs[0], &macs[1]],
-            },
-        );
-        let (subnet, subnet6) = self.claim(&config, &value)?;
+        let networks = config.networks;
+        let (subnet, subnet6) = self.claim(&config)?;
         let mtu = self.mtu - config.kind.overhead();
         let tunnel = self.make_devices(&config, subnet, subnet6, mtu)?;
         rules::install(
             &self.netns,
             "iptables-restore",
-            &config.network,
+            &networks.network,
             &subnet,
             "224.0.0.0/4",
         )?;
-        let ipv6 = config.ipv6.zip(subnet6);
+        let ipv6 = networks.ipv6.zip(subnet6);
         if let Some(((network, _), subnet)) = ipv6 {
             let program = "ip6tables-restore";
             rules::install(&self.netns, program, &network, &subnet, "ff00::/8")?;
         }
         let env = SubnetEnv {
-            network: config.network,
+            network: networks.network,
             subnet,
             ipv6: ipv6.map(|((network, _), subnet)| Env6 { network, subnet }),
             mtu,
@@ -188,7 +206,7 @@ impl Stock {
     /// # Errors
     /// If the node is not started, or a command fails.
     pub fn refresh(&self) -> Result<()> {
-        let leases = self.etcd.leases()?;
+        let leases = self.store.leases()?;
         let mut state = self.state();
         let State {
             subnet,
@@ -229,7 +247,7 @@ impl Stock {
         if !config.backend.direct_routing {
             return Ok(Direct::default());
         }
-        let public6 = config.ipv6.and(lease.value.public_ipv6);
+        let public6 = config.networks.ipv6.and(lease.value.public_ipv6);
         Ok(Direct {
             ipv4: self.is_on_link(lease.value.public_ip.into())?,
             ipv6: match public6 {
@@ -245,23 +263,31 @@ impl Stock {
         Ok(!route.contains(" via "))
     }
 
-    /// Deletes the node's lease, as if it had expired. The kernel's state stays, as on a node whose flanneld is dead.
+    /// Deletes the node's lease, as if it had expired; from the API server, the node itself. The kernel's state stays, as
+    /// on a node whose flanneld is dead.
     ///
     /// # Errors
-    /// If the command fails.
+    /// If the node is not started, or a command fails.
     pub fn expire(&self) -> Result<()> {
-        let key = self.key()?;
-        self.etcd.delete(&key)
+        self.store.withdraw(&self.name(), &self.lease_key()?)
     }
 
-    /// The key of the node's lease.
+    /// The key of the node's lease in etcd.
     ///
     /// # Errors
     /// If the node is not started.
     pub fn key(&self) -> Result<String> {
+        Ok(format!("{PREFIX}/subnets/{}", self.lease_key()?))
+    }
+
+    fn lease_key(&self) -> Result<String> {
         let state = self.state();
         let state = state.as_ref().ok_or_else(not_started)?;
-        Ok(lease_key(state.subnet, state.subnet6))
+        Ok(lease::key(state.subnet, state.subnet6))
+    }
+
+    fn name(&self) -> String {
+        format!("n{}", self.number)
     }
 
     /// The node's subnet.
@@ -275,45 +301,27 @@ impl Stock {
 
     /// MAC address of its VXLAN device: locally administered, unicast, made from the node's number.
     pub fn vtep_mac(&self) -> String {
-        format!("0e:de:d4:9c:3c:{:02x}", self.number)
+        vtep_mac(self.number)
     }
 
     /// MAC address of its VXLAN device for IPv6.
     pub fn vtep_mac6(&self) -> String {
-        format!("0e:de:d4:9c:3d:{:02x}", self.number)
+        vtep_mac6(self.number)
     }
 
-    /// Publishes the lease for the first free subnet from the end of the network; agents choose from the beginning, but
-    /// other stock nodes do not, so the compare-and-swap may have to be tried again.
-    fn claim(&self, config: &NetConf, value: &str) -> Result<(Subnet, Option<Subnet6>)> {
-        let granted = self.etcd.ctl(&["lease", "grant", LEASE_TTL])?;
-        let id = granted
-            .split_ascii_whitespace()
-            .nth(1)
-            .ok_or_else(|| Error::Parse {
-                what: "answer of `etcdctl lease grant`".to_owned(),
-                reason: "no lease id".to_owned(),
-                text: granted.clone(),
-            })?;
-        let quoted = value.replace('"', "\\\"");
-        let taken: Vec<_> = self.etcd.leases()?;
-        for (subnet, subnet6) in candidates(config) {
-            if taken.iter().any(|lease| lease.subnet == subnet) {
-                continue;
-            }
-            let key = lease_key(subnet, subnet6);
-            let transaction =
-                format!("ver(\"{key}\") = \"0\"\n\nput {key} \"{quoted}\" --lease={id}\n\n\n");
-            if self
-                .etcd
-                .ctl_with_input(&["txn"], &transaction)?
-                .starts_with("SUCCESS")
-            {
-                return Ok((subnet, subnet6));
-            }
+    /// Comes to subnets, and publishes the lease.
+    fn claim(&self, config: &NetConf) -> Result<(Subnet, Option<Subnet6>)> {
+        let value = lease_of_number(
+            &self.network_config,
+            self.number,
+            self.address,
+            self.address6,
+        )?;
+        if let Some(etcd) = self.store.etcd() {
+            return claim::in_etcd(etcd, &config.networks, &value);
         }
-        let network = config.network;
-        Err(Error::Unsupported(format!("no free subnet in {network}")))
+        self.store.publish(&self.name(), &value)?;
+        claim::by_number(&config.networks, self.number)
     }
 
     fn make_devices(
@@ -332,7 +340,8 @@ impl Stock {
             }
             Kind::Udp => {
                 let local = SocketAddrV4::new(self.address, backend.udp_port());
-                udp::Tunnel::start(&self.netns, config.network, subnet, local, mtu).map(Some)
+                udp::Tunnel::start(&self.netns, config.networks.network, subnet, local, mtu)
+                    .map(Some)
             }
             Kind::Vxlan => {
                 let vtep = Vtep {
@@ -365,35 +374,14 @@ impl Stock {
     }
 }
 
-fn lease_key(subnet: Subnet, subnet6: Option<Subnet6>) -> String {
-    format!("{PREFIX}/subnets/{}", lease::key(subnet, subnet6))
+fn vtep_mac(number: u8) -> String {
+    format!("0e:de:d4:9c:3c:{number:02x}")
+}
+
+fn vtep_mac6(number: u8) -> String {
+    format!("0e:de:d4:9c:3d:{number:02x}")
 }
 
 fn not_started() -> Error {
     Error::Unsupported("the stock node is not started".to_owned())
-}
-
-/// The subnets that a node may take, from the end of the network; IPv6's counted from its network's end alike. The
-/// first of the network is never given out, as in upstream's default of `SubnetMin`.
-fn candidates(config: &NetConf) -> impl Iterator<Item = (Subnet, Option<Subnet6>)> {
-    let length = config.subnet_length;
-    let step = 1_usize << (u32::BITS - u32::from(length));
-    let first = config.network.address.to_bits();
-    let size = u32::try_from(config.network.size()).unwrap_or(u32::MAX);
-    let subnets = (first..first + size).step_by(step).skip(1).rev();
-    subnets.zip(1_u128..).map(move |(first, back)| {
-        let subnet = Subnet {
-            address: Ipv4Addr::from(first),
-            length,
-        };
-        let subnet6 = config.ipv6.map(|(network, length)| {
-            let end = 1_u128 << (u128::BITS - u32::from(network.length));
-            let step = 1_u128 << (u128::BITS - u32::from(length));
-            Subnet6 {
-                address: network.host(end - back * step),
-                length,
-            }
-        });
-        (subnet, subnet6)
-    })
 }

@@ -44,13 +44,19 @@ impl Kind {
     }
 }
 
-/// The parts of the network config that matter here.
-#[derive(Debug)]
-pub(super) struct NetConf {
+/// Which subnets there are, whatever the backend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Networks {
     pub(super) network: Subnet,
     pub(super) subnet_length: u8,
     /// Network and length of subnets, in dual stack.
     pub(super) ipv6: Option<(Subnet6, u8)>,
+}
+
+/// The parts of the network config that matter here.
+#[derive(Debug)]
+pub(super) struct NetConf {
+    pub(super) networks: Networks,
     pub(super) kind: Kind,
     pub(super) backend: Backend,
 }
@@ -81,17 +87,38 @@ pub(super) struct Backend {
     pub(super) direct_routing: bool,
 }
 
-impl NetConf {
-    pub(super) fn parse(text: &str) -> Result<Self> {
-        let fields: Fields = serde_json::from_str(text).map_err(|error| bad(&error, text))?;
-        let ipv6 = match (fields.enable_ipv6, fields.ipv6_network) {
+impl Fields {
+    fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|error| bad(&error, text))
+    }
+
+    fn networks(&self, text: &str) -> Result<Networks> {
+        let ipv6 = match (self.enable_ipv6, &self.ipv6_network) {
             (false, _) => None,
             (true, None) => return Err(bad(&"EnableIPv6 without IPv6Network", text)),
             (true, Some(network)) => Some((
                 network.parse()?,
-                fields.ipv6_subnet_len.unwrap_or(SUBNET6_LENGTH),
+                self.ipv6_subnet_len.unwrap_or(SUBNET6_LENGTH),
             )),
         };
+        Ok(Networks {
+            network: self.network.parse()?,
+            subnet_length: self.subnet_len.unwrap_or(SUBNET_LENGTH),
+            ipv6,
+        })
+    }
+}
+
+impl Networks {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        Fields::parse(text)?.networks(text)
+    }
+}
+
+impl NetConf {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let fields = Fields::parse(text)?;
+        let networks = fields.networks(text)?;
         let kind = match fields.backend.r#type.as_deref() {
             Some("vxlan") => Kind::Vxlan,
             Some("host-gw") => Kind::HostGw,
@@ -105,9 +132,7 @@ impl NetConf {
             }
         };
         Ok(Self {
-            network: fields.network.parse()?,
-            subnet_length: fields.subnet_len.unwrap_or(SUBNET_LENGTH),
-            ipv6,
+            networks,
             kind,
             backend: fields.backend,
         })

@@ -3,7 +3,9 @@
 mod clusters;
 mod endings;
 mod remote;
+mod secure;
 mod stock;
+mod stores;
 mod traffic;
 
 use std::process::ExitCode;
@@ -25,7 +27,7 @@ fn main() -> ExitCode {
     if let Some(keep) = std::env::var_os(CHILD_VARIABLE) {
         return endings::stay_up(keep == KEEP);
     }
-    let tests: [(&str, Test); 21] = [
+    let tests: [(&str, Test); 24] = [
         ("a_signal_leaves_nothing", endings::after_a_signal),
         (
             "leftovers_of_a_killed_process_go_with_the_next_start",
@@ -57,6 +59,12 @@ fn main() -> ExitCode {
             stock::leases_are_upstreams,
         ),
         ("stock_nodes_follow_leases", clusters::stock_follows_leases),
+        (
+            "leases_in_the_kubernetes_api",
+            stores::in_the_kubernetes_api,
+        ),
+        ("leases_in_the_kubernetes_api_with_tls", secure::over_tls),
+        ("leases_in_a_file", stores::in_a_file),
         (
             "large_packets_pass_without_offloads",
             clusters::without_offloads,
@@ -93,7 +101,9 @@ fn main() -> ExitCode {
         println!("skipped: tests of agents need {AGENT_VARIABLE}=<path of flannel-agent>");
     }
     let trials = tests.into_iter().map(|(name, test)| {
-        let lacks = root && name.starts_with("stock_ipip") && stock::lacks_ipip();
+        let lacks = root
+            && (name.starts_with("stock_ipip") && stock::lacks_ipip()
+                || name.ends_with("with_tls") && secure::lacks_openssl());
         let runs = root && !lacks && (has_agent || !name.starts_with("agents_"));
         Trial::test(name, move || {
             test().map_err(|error| Failed::from(error.to_string()))
