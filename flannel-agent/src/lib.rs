@@ -21,11 +21,12 @@
 //! | [`kernel`] | reads and writes kernel objects; nothing else does |
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |
-//! | [`subnet_file`] | `subnet.env` |
+//! | [`subnet_file`], [`atomic_file`] | `subnet.env`; files that are never seen half written |
 //! | [`cni`] | the CNI plugin `flannel`, a program of its own |
 //! | [`udp`] | the udp backend's data path: a TUN device and a proxy |
 //! | [`status`], [`board`], [`status_socket`], [`health`], [`metrics`], [`log`], [`notify`] | what an operator can see |
 
+pub mod atomic_file;
 pub mod backend;
 pub mod board;
 pub mod cmd;

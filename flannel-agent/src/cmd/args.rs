@@ -70,6 +70,8 @@ pub enum Command {
     CheckConfig(CheckConfigOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
+    /// Put the CNI plugin and its network config where the container runtime looks; leaves those of others alone.
+    InstallCni(super::install_cni::InstallCniOptions),
 }
 
 /// Options of `run`.

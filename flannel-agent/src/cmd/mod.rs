@@ -15,6 +15,7 @@ pub mod cleanup;
 pub mod fast_path;
 pub mod flows;
 pub mod go_flags;
+pub mod install_cni;
 pub mod probe;
 pub mod run;
 pub mod status;
@@ -50,6 +51,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::CheckConfig(options) => return check_config::run(&options),
         Command::Probe(options) => probe::run(&options),
         Command::Cleanup(options) => cleanup::run(&options),
+        Command::InstallCni(options) => install_cni::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -43,6 +43,7 @@ mod order;
 mod pair;
 mod permission;
 mod policies;
+mod privileges;
 mod process;
 mod repair;
 mod restart;

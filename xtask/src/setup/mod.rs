@@ -6,6 +6,7 @@
 
 mod apt;
 pub mod distro;
+pub mod helm;
 mod item;
 mod kernel;
 mod linker;
@@ -165,6 +166,7 @@ fn items(workspace: &Workspace) -> Result<Vec<Item>> {
     let distro = Distro::detect();
     let mut items = rust_items(workspace)?;
     items.extend(TOOLS.iter().map(|tool| tool.item(&distro)));
+    items.push(helm::item(workspace));
     items.extend(kernel::items());
     Ok(items)
 }

@@ -8,6 +8,7 @@
 
 mod benchmark;
 mod checks;
+mod manifests;
 mod runner;
 pub mod tally;
 
@@ -46,6 +47,9 @@ pub struct Options {
     /// Only what upstream's tests and users ask of flannel.
     #[arg(long)]
     conformance: bool,
+    /// Only what is there for Kubernetes: manifest, overlays, Helm chart.
+    #[arg(long)]
+    manifests: bool,
     /// Only the benchmark, quick.
     #[arg(long)]
     benchmark: bool,
@@ -71,6 +75,7 @@ impl Options {
         let chosen = [
             (self.build, Suite::Build),
             (self.unit, Suite::Unit),
+            (self.manifests, Suite::Manifests),
             (self.bpf, Suite::Bpf),
             (self.cluster, Suite::Cluster),
             (self.conformance, Suite::Conformance),
@@ -93,6 +98,8 @@ pub enum Suite {
     Build,
     /// Unit, property and documentation tests.
     Unit,
+    /// Manifest, overlays and chart for Kubernetes.
+    Manifests,
     /// BPF programs by `BPF_PROG_TEST_RUN`.
     Bpf,
     /// Clusters of network namespaces.
@@ -122,6 +129,7 @@ impl fmt::Display for Suite {
         f.pad(match self {
             Self::Build => "build",
             Self::Unit => "unit",
+            Self::Manifests => "manifests",
             Self::Bpf => "bpf",
             Self::Cluster => "cluster",
             Self::Conformance => "conformance",
@@ -160,6 +168,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         let start = Instant::now();
         let tally = match suite {
             Suite::Build => checks::run(workspace, &runners, options)?,
+            Suite::Manifests => manifests::run(workspace, &runners, options)?,
             // All of them or none.
             Suite::Benchmark | Suite::Vm if options.filter.is_some() => Tally::default(),
             Suite::Benchmark => benchmark::run(workspace, &objects)?,

@@ -16,13 +16,18 @@ use super::{
 use crate::{
     build::{self, AGENT_VARIABLE, BROKEN_VARIABLE, OBJECT_VARIABLE, Program},
     command,
-    setup::distro::{as_root, is_root},
+    setup::{
+        distro::{as_root, is_root},
+        helm,
+    },
     vm,
     workspace::Workspace,
 };
 
 /// The integration test that runs BPF programs on single packets. All others need clusters.
 const BPF_TARGET: &str = "programs";
+/// The integration test of what is there for Kubernetes.
+const MANIFESTS_TARGET: &str = "manifests";
 /// The integration test of what upstream's tests and users ask for.
 const CONFORMANCE_TARGET: &str = "conformance";
 
@@ -134,6 +139,7 @@ impl<'a> Runners<'a> {
             suite
                 == match (&*program.kind, &*program.name) {
                     ("test", BPF_TARGET) => Suite::Bpf,
+                    ("test", MANIFESTS_TARGET) => Suite::Manifests,
                     ("test", CONFORMANCE_TARGET) => Suite::Conformance,
                     ("test", _) => Suite::Cluster,
                     _ => Suite::Unit,
@@ -157,6 +163,9 @@ impl<'a> Runners<'a> {
         if suite.has_clusters() {
             variables.push((AGENT_VARIABLE, self.agent()?));
             variables.push((BROKEN_VARIABLE, self.broken.to_owned()));
+        }
+        if suite == Suite::Manifests {
+            variables.push((helm::VARIABLE, helm::folder(self.workspace)));
         }
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
