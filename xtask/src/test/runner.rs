@@ -18,7 +18,7 @@ use crate::{
     command,
     setup::{
         distro::{as_root, is_root},
-        helm,
+        helm, kubernetes,
     },
     vm,
     workspace::Workspace,
@@ -28,6 +28,8 @@ use crate::{
 const BPF_TARGET: &str = "programs";
 /// The integration test of what is there for Kubernetes.
 const MANIFESTS_TARGET: &str = "manifests";
+/// The integration test with a real API server.
+const KUBE_TARGET: &str = "kube";
 /// The integration test of what upstream's tests and users ask for.
 const CONFORMANCE_TARGET: &str = "conformance";
 
@@ -141,6 +143,7 @@ impl<'a> Runners<'a> {
                     ("test", BPF_TARGET) => Suite::Bpf,
                     ("test", MANIFESTS_TARGET) => Suite::Manifests,
                     ("test", CONFORMANCE_TARGET) => Suite::Conformance,
+                    ("test", KUBE_TARGET) => Suite::Kube,
                     ("test", _) => Suite::Cluster,
                     _ => Suite::Unit,
                 }
@@ -166,6 +169,9 @@ impl<'a> Runners<'a> {
         }
         if suite == Suite::Manifests {
             variables.push((helm::VARIABLE, helm::folder(self.workspace)));
+        }
+        if suite == Suite::Kube {
+            variables.push((kubernetes::VARIABLE, kubernetes::folder(self.workspace)));
         }
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.

