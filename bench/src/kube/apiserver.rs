@@ -1,0 +1,354 @@
+//! A real kube-apiserver beside a cluster's etcd, and kubectl to speak with it.
+//!
+//! It is what clusters have: TLS, RBAC, signed tokens of service accounts. There is no controller manager, no scheduler
+//! and no kubelet: what these would make, the caller makes with [`ApiServer::apply`].
+
+use std::{
+    fmt, fs,
+    io::Write as _,
+    net::{Ipv4Addr, TcpStream},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::audit::{self, Request};
+use crate::{
+    cluster::Cluster,
+    daemon::Daemon,
+    error::{Error, IoContext, Result},
+    netns::Netns,
+    process::{self, Lifetime},
+    state::LabId,
+    underlay::Segment,
+    wait,
+};
+
+/// The port that clients use.
+pub const PORT: u16 = 6443;
+/// Names the folder of `kube-apiserver` and `kubectl`; `cargo xtask test --kube` builds them and sets it.
+pub const PROGRAMS: &str = "FLANNEL_KUBERNETES";
+
+/// Whom the server takes for the issuer of service accounts' tokens: what kubeadm says, too.
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+/// The administrator's token. The server is reached from the lab's namespaces alone.
+const ADMIN_TOKEN: &str = "lab-admin";
+/// How long the server may take to serve; it needs 3 s on an idle machine.
+const READY_LIMIT: Duration = Duration::from_secs(90);
+
+/// The programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// Those in the folder that [`PROGRAMS`] names; none if it names none.
+    pub fn from_environment() -> Option<Self> {
+        let folder = PathBuf::from(std::env::var_os(PROGRAMS)?);
+        let programs = Self { folder };
+        [programs.server(), programs.kubectl()]
+            .iter()
+            .all(|program| program.is_file())
+            .then_some(programs)
+    }
+
+    fn server(&self) -> PathBuf {
+        self.folder.join("kube-apiserver")
+    }
+
+    /// The path of `kubectl`.
+    pub fn kubectl(&self) -> PathBuf {
+        self.folder.join("kubectl")
+    }
+}
+
+/// The server; ended when the handle goes.
+pub struct ApiServer {
+    lab: LabId,
+    netns: Netns,
+    address: Ipv4Addr,
+    store: String,
+    directory: PathBuf,
+    programs: Programs,
+    daemon: Mutex<Option<Daemon>>,
+}
+
+impl ApiServer {
+    /// Prepares a server in the switch's namespace of a cluster, which keeps its objects in the cluster's etcd.
+    ///
+    /// # Errors
+    /// If its files cannot be made; `openssl` makes the key.
+    pub fn beside(cluster: &Cluster, programs: Programs) -> Result<Self> {
+        let directory = cluster.id().directory().join("apiserver");
+        fs::create_dir(&directory).context("create", directory.display())?;
+        let server = Self {
+            lab: cluster.id(),
+            netns: cluster.switch().clone(),
+            address: Segment::First.gateway(),
+            store: cluster.etcd().endpoint(),
+            directory,
+            programs,
+            daemon: Mutex::new(None),
+        };
+        let key = server.path("token.key");
+        process::run_command(
+            None,
+            Command::new("openssl")
+                .args([
+                    "ecparam",
+                    "-name",
+                    "prime256v1",
+                    "-genkey",
+                    "-noout",
+                    "-out",
+                ])
+                .arg(&key),
+            "",
+        )?;
+        let users = format!("{ADMIN_TOKEN},admin,1,system:masters\n");
+        write_private(&server.path("tokens.csv"), &users)?;
+        write_private(&server.path("audit-policy.json"), audit::POLICY)?;
+        server.write_kubeconfig(&server.admin(), ADMIN_TOKEN)?;
+        Ok(server)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn admin(&self) -> PathBuf {
+        self.path("admin.conf")
+    }
+
+    /// The URL.
+    pub fn url(&self) -> String {
+        format!("https://{}:{PORT}", self.address)
+    }
+
+    /// Starts the server, with the objects that etcd has, and waits until it serves.
+    ///
+    /// # Errors
+    /// If it runs already, ends, or does not serve within 90 s.
+    pub fn start(&self) -> Result<()> {
+        {
+            let mut daemon = self.daemon();
+            if daemon.is_some() {
+                return Err(Error::Unsupported("the API server runs already".to_owned()));
+            }
+            *daemon = Some(Daemon::spawn(
+                self.lab,
+                "kube-apiserver",
+                &self.netns,
+                self.command(),
+                &self.path("log"),
+                Lifetime::Bound,
+            )?);
+        }
+        wait::until("the API server", READY_LIMIT, || {
+            if let Some(daemon) = &*self.daemon() {
+                daemon.check_running()?;
+            }
+            // Cheap, while nobody listens.
+            let listens = self
+                .netns
+                .run(|| TcpStream::connect((self.address, PORT)))?
+                .map(drop);
+            Ok(match listens {
+                Ok(()) => self
+                    .kubectl(&["get", "--raw", "/readyz"])
+                    .map(drop)
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            })
+        })
+    }
+
+    fn command(&self) -> Command {
+        let key = self.path("token.key");
+        let mut command = Command::new(self.programs.server());
+        command
+            .arg(format!("--etcd-servers={}", self.store))
+            .arg(format!("--bind-address={}", self.address))
+            .arg(format!("--secure-port={PORT}"))
+            // It makes itself a certificate, with its own authority's behind it.
+            .arg(format!("--cert-dir={}", self.directory.display()))
+            .arg("--service-cluster-ip-range=10.96.0.0/16")
+            .arg(format!("--service-account-issuer={ISSUER}"))
+            .arg(format!(
+                "--service-account-signing-key-file={}",
+                key.display()
+            ))
+            .arg(format!("--service-account-key-file={}", key.display()))
+            .arg(format!(
+                "--token-auth-file={}",
+                self.path("tokens.csv").display()
+            ))
+            .arg("--authorization-mode=Node,RBAC")
+            .arg(format!(
+                "--audit-policy-file={}",
+                self.path("audit-policy.json").display()
+            ))
+            .arg(format!("--audit-log-path={}", self.path("audit").display()))
+            // It takes the second podCIDR away otherwise.
+            .arg("--feature-gates=IPv6DualStack=true")
+            // Its own address is in no service's endpoints, and nobody looks for it there.
+            .arg("--endpoint-reconciler-type=none");
+        command
+    }
+
+    /// Kills the server with SIGKILL; its objects stay. Asked to end, it would wait for its watches to end first.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill(&self) -> Result<()> {
+        let daemon = self.daemon().take();
+        daemon
+            .ok_or_else(|| Error::Unsupported("the API server does not run".to_owned()))?
+            .kill()
+    }
+
+    /// Runs `kubectl` as the administrator and returns what it prints.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl_with_input(arguments, "")
+    }
+
+    /// As [`ApiServer::kubectl`], with text for standard input (`-f -`).
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = Command::new(self.programs.kubectl());
+        command
+            .arg(format!("--kubeconfig={}", self.admin().display()))
+            .arg(format!("--cache-dir={}", self.path("kubectl").display()))
+            .args(arguments);
+        process::run_command(Some(&self.netns), &mut command, input)
+    }
+
+    /// Applies manifests, YAML or JSON, which the server validates.
+    ///
+    /// # Errors
+    /// What kubectl and the server find wrong.
+    pub fn apply(&self, manifests: &str) -> Result<String> {
+        self.kubectl_with_input(&["apply", "-f", "-"], manifests)
+    }
+
+    /// Makes a node object as a kubelet and the controller manager would leave it: with subnets for its pods, one or one
+    /// of each family.
+    ///
+    /// # Errors
+    /// If it exists, or the server refuses it.
+    pub fn create_node(&self, name: &str, subnets: &[&str]) -> Result<()> {
+        let mut node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
+            "spec": {}
+        });
+        if let Some(first) = subnets.first() {
+            node["spec"] = json!({"podCIDR": first, "podCIDRs": subnets});
+        }
+        self.kubectl_with_input(&["create", "-f", "-"], &node.to_string())
+            .map(drop)
+    }
+
+    /// A node object.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn node(&self, name: &str) -> Result<Value> {
+        let text = self.kubectl(&["get", "node", name, "-o", "json"])?;
+        parse(&format!("node {name}"), &text)
+    }
+
+    /// A token of a service account, which the server signs as for a pod's volume (TokenRequest).
+    ///
+    /// # Errors
+    /// If there is no such account.
+    pub fn token(&self, namespace: &str, account: &str) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 24 * 3600}
+        });
+        let answer =
+            self.kubectl_with_input(&["create", "--raw", &path, "-f", "-"], &request.to_string())?;
+        let answer = parse("token request", &answer)?;
+        answer["status"]["token"]
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Error::Parse {
+                what: "answer to a token request".to_owned(),
+                reason: "it has no status.token".to_owned(),
+                text: answer.to_string(),
+            })
+    }
+
+    /// Writes a kubeconfig that reaches this server as whoever has the token.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_kubeconfig(&self, path: &Path, token: &str) -> Result<()> {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {
+                "server": self.url(), "certificate-authority": self.path("apiserver.crt")
+            }}],
+            "users": [{"name": "lab", "user": {"token": token}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}]
+        });
+        write_private(path, &config.to_string())
+    }
+
+    /// All requests of service accounts until now.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn requests(&self) -> Result<Vec<Request>> {
+        let path = self.path("audit");
+        let log = fs::read_to_string(&path).context("read", path.display())?;
+        audit::parse(&log)
+    }
+
+    fn daemon(&self) -> std::sync::MutexGuard<'_, Option<Daemon>> {
+        self.daemon
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiServer")
+            .field("url", &self.url())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Writes a file that only root reads, as files with tokens are.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    const OWNER_ONLY: u32 = 0o600;
+    fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(OWNER_ONLY)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .context("write", path.display())
+}
+
+fn parse(what: &str, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| Error::Parse {
+        what: what.to_owned(),
+        reason: error.to_string(),
+        text: text.to_owned(),
+    })
+}
