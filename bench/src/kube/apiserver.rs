@@ -196,6 +196,8 @@ impl ApiServer {
             .arg(format!("--audit-log-path={}", self.path("audit").display()))
             // It takes the second podCIDR away otherwise.
             .arg("--feature-gates=IPv6DualStack=true")
+            // As in any cluster that has kube-proxy as pods.
+            .arg("--allow-privileged=true")
             // Its own address is in no service's endpoints, and nobody looks for it there.
             .arg("--endpoint-reconciler-type=none");
         command

@@ -1,48 +1,64 @@
-//! Our manifests, as the server reads them.
-
-use std::{fs, path::Path};
+//! Manifest, overlays and chart, as the server reads them: kubectl finds no unknown field in any, and the server no wrong
+//! value.
 
 use anyhow::{Context as _, ensure};
 use lab::kube::apiserver::Programs;
+use serde_json::json;
 
-use crate::world::{Families, Outcome, with_world};
+use crate::MANIFEST;
+use crate::documents::Documents;
+use crate::render;
+use crate::world::{Families, NAMESPACE, Outcome, World, with_world};
 
-/// Where they are.
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+/// The comparison of kernel path and fast path.
+const BENCH: &str = include_str!("../../deploy/bench.yml");
 
-/// kubectl finds no unknown field in any of them, and the server no wrong value. Each is applied twice: the second time
-/// changes nothing.
+/// Each manifest is applied twice: the second time changes nothing.
 pub(crate) fn accepted(programs: &Programs) -> Outcome {
     with_world(programs, 0, Families::One, |world| {
-        let mut applied = 0;
-        for file in manifests(Path::new(FOLDER))? {
-            let text = fs::read_to_string(&file)?;
-            let apply = || {
-                world
-                    .server
-                    .apply(&text)
-                    .with_context(|| file.display().to_string())
-            };
-            apply()?;
-            let again = apply()?;
+        for manifest in [MANIFEST, BENCH] {
+            world.server.apply(manifest)?;
+            let again = world.server.apply(manifest)?;
             let changed = again.lines().find(|line| !line.ends_with(" unchanged"));
-            ensure!(changed.is_none(), "{}: {again}", file.display());
-            applied += 1;
+            ensure!(changed.is_none(), "{again}");
         }
-        ensure!(applied >= 2, "{applied} manifests in {FOLDER}");
         Ok(())
     })
 }
 
-/// All files of whole objects in the folder itself.
-fn manifests(folder: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_file() && path.extension().is_some_and(|extension| extension == "yml") {
-            files.push(path);
+/// Overlays over the manifest.
+pub(crate) fn overlays(programs: &Programs) -> Outcome {
+    with_world(programs, 0, Families::One, |world| {
+        for entry in std::fs::read_dir(render::deploy().join("kustomize/overlays"))? {
+            let name = format!("overlays/{}", entry?.file_name().to_string_lossy());
+            would_apply(world, &render::kustomize(&name)?).with_context(|| name.clone())?;
         }
-    }
-    files.sort();
-    Ok(files)
+        Ok(())
+    })
+}
+
+/// The chart with its defaults, and with what changes most.
+pub(crate) fn chart(programs: &Programs) -> Outcome {
+    with_world(programs, 0, Families::One, |world| {
+        let all = json!({
+            "podCidrv6": "fd00:10:244::/48",
+            "flannel": {"backend": "host-gw", "enableNFTables": true}
+        });
+        for values in [json!({}), all] {
+            let documents = render::chart(&values)?;
+            would_apply(world, &documents).with_context(|| values.to_string())?;
+        }
+        Ok(())
+    })
+}
+
+/// Lets the server check documents, and whether it would change what is there.
+fn would_apply(world: &World, documents: &Documents) -> Outcome {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": documents.0});
+    let arguments = ["apply", "--dry-run=server", "-n", NAMESPACE, "-f", "-"];
+    let answer = world
+        .server
+        .kubectl_with_input(&arguments, &list.to_string())?;
+    ensure!(answer.lines().count() == documents.0.len(), "{answer}");
+    Ok(())
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::{
-    Options, Suite,
+    Options, Suite, manifests,
     runner::Runners,
     tally::{Skip, Tally},
 };
@@ -28,5 +28,7 @@ pub fn run(workspace: &Workspace, runners: &Runners<'_>, options: &Options) -> R
             ..Tally::default()
         });
     }
+    // The chart is put to the server, too.
+    manifests::ensure_helm(workspace)?;
     runners.run(Suite::Kube, options)
 }

@@ -167,7 +167,7 @@ impl<'a> Runners<'a> {
             variables.push((AGENT_VARIABLE, self.agent()?));
             variables.push((BROKEN_VARIABLE, self.broken.to_owned()));
         }
-        if suite == Suite::Manifests {
+        if matches!(suite, Suite::Manifests | Suite::Kube) {
             variables.push((helm::VARIABLE, helm::folder(self.workspace)));
         }
         if suite == Suite::Kube {
