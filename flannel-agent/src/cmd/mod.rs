@@ -12,6 +12,7 @@
 pub mod args;
 pub mod check_config;
 pub mod cleanup;
+pub mod copy;
 pub mod fast_path;
 pub mod flows;
 pub mod go_flags;
@@ -30,6 +31,11 @@ use args::{Cli, Command};
 
 /// Runs the command that `argv` names; never returns before it is done.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
+    if let Some((program, arguments)) = argv.split_first()
+        && copy::is_called(program)
+    {
+        return exit(copy::run(arguments));
+    }
     let invocation = go_flags::prepare(argv, &std::env::vars_os().collect());
     let cli = Cli::command()
         .try_get_matches_from(invocation.argv)
@@ -53,6 +59,10 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::Cleanup(options) => cleanup::run(&options),
         Command::InstallCni(options) => install_cni::run(&options),
     };
+    exit(result)
+}
+
+fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

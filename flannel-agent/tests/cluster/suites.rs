@@ -469,6 +469,10 @@ pub(crate) const FLOW_ALONE: &[(&str, Test)] = &[
     ),
     ("without_net_admin_it_ends", privileges::net_admin_is_named),
     (
+        "without_net_broadcast_pods_are_found",
+        privileges::net_broadcast_can_be_missing,
+    ),
+    (
         "net_raw_is_for_iptables_legacy",
         privileges::net_raw_is_for_iptables_legacy,
     ),

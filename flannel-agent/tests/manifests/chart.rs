@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use crate::{MANIFEST, Outcome, agent, documents::Documents, render};
 
+/// The chart's description of itself.
+const CHART: &str = include_str!("../../deploy/helm/Chart.yaml");
 /// Where the agent's container is.
 const AGENT: &str = "/spec/template/spec/containers/0";
 
@@ -182,6 +184,13 @@ pub(crate) fn default_is_the_manifest() -> Outcome {
         );
     }
     ensure!(rendered.len() == manifest.len(), "documents");
+    let version = env!("CARGO_PKG_VERSION");
+    for line in [
+        format!("\nversion: {version}\n"),
+        format!("\nappVersion: {version}\n"),
+    ] {
+        ensure!(CHART.contains(&line), "Chart.yaml lacks {line:?}");
+    }
     Ok(())
 }
 

@@ -14,4 +14,4 @@ try:
         files = chart.render(json.loads(values), name="flannel", namespace="kube-flannel")
 except helm.HelmError as error:
     sys.exit(str(error))
-print(json.dumps([text for name, text in sorted(files.items()) if not name.endswith("NOTES.txt")]))
+print(json.dumps([text for _, text in sorted(files.items())]))

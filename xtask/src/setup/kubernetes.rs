@@ -13,11 +13,15 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    archive::{Archive, DEBIAN, Kind},
     distro::find_program,
     item::{Item, State},
 };
-use crate::{command, workspace::Workspace};
+use crate::{
+    command,
+    debian::{Apt, Kind, MAIN, Suite, make_folder},
+    image::Arch,
+    workspace::Workspace,
+};
 
 /// Names the folder of the programs to the tests.
 pub const VARIABLE: &str = "FLANNEL_KUBERNETES";
@@ -29,7 +33,10 @@ pub const PROGRAMS: [&str; 2] = ["kube-apiserver", "kubectl"];
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// The release of Debian that has the source, and the source's name there.
-const SUITE: &str = "bookworm";
+const SUITE: Suite = Suite {
+    name: "bookworm",
+    archive: MAIN,
+};
 const SOURCE: &str = "kubernetes";
 /// The release of Kubernetes that it is.
 const RELEASE: &str = "1.20";
@@ -128,8 +135,7 @@ impl Build {
     }
 
     fn run(&self, to: &Path) -> Result<()> {
-        fs::create_dir_all(&self.work)
-            .with_context(|| format!("cannot make {}", self.work.display()))?;
+        make_folder(&self.work)?;
         self.fetch_go()?;
         let version = self.fetch_source()?;
         self.generate_schema()?;
@@ -161,21 +167,20 @@ impl Build {
 
     /// Fetches and unpacks the source; returns the version of Kubernetes.
     fn fetch_source(&self) -> Result<String> {
-        let archive = Archive::new(&self.work, Kind::Source, SUITE, DEBIAN)?;
-        command::quiet(
-            archive
-                .command("apt-get")
-                .args(["source", "--download-only", "-q", SOURCE])
-                .current_dir(&self.work),
-        )?;
-        let description = fs::read_dir(&self.work)?
+        let lists = self.work.join("lists");
+        let architecture = Arch::host()?.debian();
+        let apt = Apt::update_kind(Kind::Source, lists, architecture, &[SUITE])?;
+        let fetched = self.work.join("fetched");
+        apt.download_source(SOURCE, &fetched)?;
+        let description = fs::read_dir(&fetched)
+            .with_context(|| format!("cannot read {}", fetched.display()))?
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "dsc"))
             .context("apt-get source has fetched no .dsc file")?;
         let source = self.source();
         let parent = source.parent().context("a folder has a parent")?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        make_folder(parent)?;
         // apt has compared the files with the signed list.
         command::quiet(
             Command::new("dpkg-source")
@@ -189,7 +194,8 @@ impl Build {
             .with_context(|| format!("no version in {}", description.display()))?;
         ensure!(
             version.starts_with(RELEASE),
-            "Debian's {SUITE} has Kubernetes {version}, not {RELEASE}"
+            "Debian's {} has Kubernetes {version}, not {RELEASE}",
+            SUITE.name
         );
         Ok(version)
     }
@@ -262,7 +268,7 @@ impl Build {
             }
         }
         let sources = PROGRAMS.map(|name| format!("./cmd/{name}"));
-        fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+        make_folder(to)?;
         // A trailing slash: the folder to build into.
         limited(
             self.go()
@@ -290,9 +296,9 @@ fn limited(build: &mut Command) -> Result<()> {
 /// Puts the programs where they stay, all or none: another clone may be doing the same.
 fn keep(programs: &Path, to: &Path) -> Result<()> {
     let parent = to.parent().context("a cache has a parent")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    make_folder(parent)?;
     let part = parent.join(format!("part-{}", std::process::id()));
-    fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+    make_folder(&part)?;
     for name in PROGRAMS {
         // Not renamed: the cache may be on another file system.
         fs::copy(programs.join(name), part.join(name))

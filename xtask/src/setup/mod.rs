@@ -5,7 +5,6 @@
 //! What is installed is said on standard error: standard output is for results, which may be JSON.
 
 mod apt;
-pub mod archive;
 pub mod distro;
 pub mod helm;
 mod item;
@@ -17,7 +16,7 @@ mod tools;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
@@ -116,6 +115,25 @@ pub fn ensure(workspace: &Workspace, scope: Scope) -> Result<BpfTools> {
         linker: linker.program(),
         toolchain,
     })
+}
+
+/// Installs the standard library for a target that the toolchain which runs xtask has none of.
+pub fn ensure_target(target: &str) -> Result<()> {
+    let host = Rustc::of_host()?;
+    if host.has_target(target) {
+        return Ok(());
+    }
+    toolchain::add_rustup_target(target)
+        .and_then(|()| match host.has_target(target) {
+            true => Ok(()),
+            false => bail!("rustup takes it for installed, but it is not there"),
+        })
+        .with_context(|| {
+            format!(
+                "{} has no standard library for {target}: run rustup target add {target}",
+                host.sysroot.display()
+            )
+        })
 }
 
 /// Installs what other kernels are booted with.

@@ -8,10 +8,12 @@
 
 mod benchmark;
 mod checks;
+mod image;
 mod kube;
 mod manifests;
 mod runner;
 pub mod tally;
+mod verdict;
 
 use std::{
     fmt,
@@ -54,6 +56,9 @@ pub struct Options {
     /// Only the benchmark, quick.
     #[arg(long)]
     benchmark: bool,
+    /// Only the container image, as containerd runs it.
+    #[arg(long)]
+    image: bool,
     /// Only an old and a new kernel in virtual machines; `cargo xtask vm` boots others.
     #[arg(long)]
     vm: bool,
@@ -84,6 +89,7 @@ impl Options {
             (self.cluster, Suite::Cluster),
             (self.conformance, Suite::Conformance),
             (self.benchmark, Suite::Benchmark),
+            (self.image, Suite::Image),
             (self.vm, Suite::Vm),
             (self.kube, Suite::Kube),
         ];
@@ -113,6 +119,8 @@ pub enum Suite {
     Conformance,
     /// The benchmark.
     Benchmark,
+    /// The container image.
+    Image,
     /// Other kernels in virtual machines.
     Vm,
     /// Clusters with a real Kubernetes API server.
@@ -123,6 +131,11 @@ impl Suite {
     /// Whether its tests build clusters, and take their time.
     fn has_clusters(self) -> bool {
         matches!(self, Self::Cluster | Self::Conformance | Self::Kube)
+    }
+
+    /// Whether its tests are programs that cargo builds.
+    fn has_programs(self) -> bool {
+        !matches!(self, Self::Benchmark | Self::Image)
     }
 
     /// Whether its tests need root.
@@ -146,6 +159,7 @@ impl fmt::Display for Suite {
             Self::Cluster => "cluster",
             Self::Conformance => "conformance",
             Self::Benchmark => "benchmark",
+            Self::Image => "image",
             Self::Vm => "vm",
             Self::Kube => "kube",
         })
@@ -169,7 +183,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let tools = timed("set-up", || setup::ensure(workspace, scope))?;
     // The wrong ones first, since all are written to the same place.
     let broken = timed("wrong BPF objects", || {
-        build::broken_objects(workspace, &tools)
+        if options.suites().into_iter().any(Suite::has_clusters) {
+            build::broken_objects(workspace, &tools)
+        } else {
+            Ok(build::broken_folder(workspace))
+        }
     })?;
     let objects = timed("BPF object", || build::objects(workspace, &tools))?;
     let runners = timed("agent and tests", || {
@@ -185,6 +203,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
             // All of them or none.
             Suite::Benchmark | Suite::Vm if options.filter.is_some() => Tally::default(),
             Suite::Benchmark => benchmark::run(workspace, &objects)?,
+            Suite::Image => image::run(workspace, &objects, options)?,
             Suite::Vm => vm::suite(workspace, &runners.machine_programs()?)?,
             Suite::Kube => kube::run(workspace, &runners, options)?,
             _ => runners.run(suite, options)?,

@@ -75,7 +75,11 @@ impl<'a> Runners<'a> {
             workspace,
             object,
             broken,
-            programs: build::programs(&mut cargo)?,
+            programs: if suites.into_iter().any(Suite::has_programs) {
+                build::programs(&mut cargo)?
+            } else {
+                Vec::new()
+            },
         })
     }
 

@@ -2,19 +2,18 @@
 //! manager of the system knows of. What is there is not fetched again.
 
 use std::{
-    fs,
+    fs, iter,
     path::{Path, PathBuf},
     process::Command,
+    slice,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
     command,
-    setup::{
-        archive::{Archive, DEBIAN, Kind, SECURITY},
-        distro::find_program,
-    },
+    debian::{self, Apt, MAIN, SECURITY, Suite},
+    setup::distro::find_program,
 };
 
 /// The kernels that are tried if none is named, oldest first.
@@ -25,16 +24,30 @@ pub const NEWEST: &str = "newest";
 
 /// Parts of Debian's archive with kernels, oldest kernels first. The largest lists, those of whole releases, are not
 /// needed.
-const SUITES: [(&str, &str); 4] = [
-    ("bullseye-security", SECURITY),
-    ("bookworm-security", SECURITY),
-    ("bookworm-backports", DEBIAN),
-    ("trixie-backports", DEBIAN),
+const SUITES: [Suite; 4] = [
+    Suite {
+        name: "bullseye-security",
+        archive: SECURITY,
+    },
+    Suite {
+        name: "bookworm-security",
+        archive: SECURITY,
+    },
+    Suite {
+        name: "bookworm-backports",
+        archive: MAIN,
+    },
+    Suite {
+        name: "trixie-backports",
+        archive: MAIN,
+    },
 ];
 
 /// What a kernel's package is called, around its release.
 const PACKAGE: &str = "linux-image-";
 const ARCHITECTURE: &str = "-amd64";
+/// The architecture, as Debian calls it.
+const AMD64: &str = "amd64";
 
 /// A kernel that is unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,35 +109,40 @@ fn open(unpacked: &Path) -> Result<Kernel> {
 
 fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
     let mut failure = None;
-    let mut best: Option<(Vec<u32>, String, Suite)> = None;
+    let mut best: Option<(Vec<u32>, String, Apt)> = None;
     let suites = match name {
         NEWEST => &SUITES[SUITES.len() - 1..],
         _ => &SUITES,
     };
-    for (suite, archive) in suites {
-        let suite = match Archive::new(&folder.join("apt"), Kind::Binary, suite, archive) {
-            Ok(archive) => Suite(archive),
+    for suite in suites {
+        let lists = folder.join("apt").join(suite.name);
+        let apt = match Apt::update(lists, AMD64, slice::from_ref(suite)) {
+            Ok(apt) => apt,
             Err(error) => {
                 command::check_interrupt()?;
                 failure = Some(error);
                 continue;
             }
         };
-        if let Some((version, package)) = choose(&suite.packages()?, name)
+        if let Some((version, package)) = choose(&packages(&apt)?, name)
             && best.as_ref().is_none_or(|(best, ..)| *best < version)
         {
-            best = Some((version, package, suite));
+            best = Some((version, package, apt));
         }
     }
     match (best, failure) {
-        (Some((_, package, suite)), _) => {
+        (Some((_, package, apt)), _) => {
             eprintln!("fetching {package} (Debian package) into the target folder");
-            suite.unpack(&package, unpacked)
+            unpack(&apt, &folder.join("apt"), &package, unpacked)
         }
         (None, Some(failure)) => Err(failure),
         (None, None) => Err(anyhow!("there is no such package")),
     }
     .with_context(|| format!("kernel {name} cannot be had from Debian's archive"))
+}
+
+fn packages(apt: &Apt) -> Result<String> {
+    command::stdout(apt.command("apt-cache").args(["pkgnames", PACKAGE]))
 }
 
 /// The package of the highest version that begins with `name`, and the numbers of that version.
@@ -158,59 +176,31 @@ fn numbers(release: &str) -> Vec<u32> {
         .collect()
 }
 
-/// A part of the archive that has kernels.
-struct Suite(Archive);
-
-impl Suite {
-    fn packages(&self) -> Result<String> {
-        command::stdout(self.0.command("apt-cache").args(["pkgnames", PACKAGE]))
-    }
-
-    /// Fetches a package and those of the same release that it depends on, and unpacks them.
-    fn unpack(&self, package: &str, to: &Path) -> Result<()> {
-        let release = package.trim_start_matches(PACKAGE);
-        let depends = command::stdout(self.0.command("apt-cache").args(["depends", package]))?;
-        let parts = depends
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .filter(|part| part.ends_with(release));
-        let fetched = self.0.folder().join("fetched");
-        // What an earlier try has left is of no use.
-        let _ = fs::remove_dir_all(&fetched);
-        fs::create_dir_all(&fetched)
-            .with_context(|| format!("cannot make {}", fetched.display()))?;
-        command::quiet(
-            self.0
-                .command("apt-get")
-                .args(["download", "-q", package])
-                .args(parts)
-                .current_dir(&fetched),
-        )?;
-        let mut whole = to.as_os_str().to_owned();
-        whole.push(".part");
-        let whole = PathBuf::from(whole);
-        let _ = fs::remove_dir_all(&whole);
-        fs::create_dir_all(&whole).with_context(|| format!("cannot make {}", whole.display()))?;
-        for entry in fs::read_dir(&fetched)?.flatten() {
-            command::quiet(
-                Command::new("dpkg-deb")
-                    .arg("-x")
-                    .arg(entry.path())
-                    .arg(&whole),
-            )?;
-        }
-        fs::remove_dir_all(&fetched)
-            .with_context(|| format!("cannot remove {}", fetched.display()))?;
-        let kernel = open(&whole)?;
-        let depmod = find_program("depmod").context("there is no depmod")?;
-        command::quiet(
-            Command::new(depmod)
-                .arg("-b")
-                .arg(&kernel.base)
-                .arg(&kernel.release),
-        )?;
-        fs::rename(&whole, to).with_context(|| format!("cannot make {}", to.display()))
-    }
+/// Unpacks a package and those of the same release that it depends on.
+fn unpack(apt: &Apt, folder: &Path, package: &str, to: &Path) -> Result<()> {
+    let release = package.trim_start_matches(PACKAGE);
+    let depends = command::stdout(apt.command("apt-cache").args(["depends", package]))?;
+    let parts = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .filter(|part| part.ends_with(release));
+    let fetched = folder.join("fetched");
+    apt.download(iter::once(package).chain(parts), &fetched)?;
+    let mut whole = to.as_os_str().to_owned();
+    whole.push(".part");
+    let whole = PathBuf::from(whole);
+    debian::make_anew(&whole)?;
+    debian::unpack_all(&fetched, &whole)?;
+    fs::remove_dir_all(&fetched).with_context(|| format!("cannot remove {}", fetched.display()))?;
+    let kernel = open(&whole)?;
+    let depmod = find_program("depmod").context("there is no depmod")?;
+    command::quiet(
+        Command::new(depmod)
+            .arg("-b")
+            .arg(&kernel.base)
+            .arg(&kernel.release),
+    )?;
+    fs::rename(&whole, to).with_context(|| format!("cannot make {}", to.display()))
 }
 
 #[cfg(test)]

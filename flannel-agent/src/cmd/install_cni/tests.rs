@@ -51,11 +51,11 @@ impl Drop for Host {
 }
 
 fn warnings(notes: &[Note]) -> Vec<&str> {
-    let warning = |note| match note {
-        &Note::Warning(ref text) => Some(text.as_str()),
+    let warnings = notes.iter().filter_map(|note| match note {
+        Note::Warning(text) => Some(text.as_str()),
         Note::Done(_) => None,
-    };
-    notes.iter().filter_map(warning).collect()
+    });
+    warnings.collect()
 }
 
 #[test]
