@@ -1,7 +1,7 @@
 //! A real kube-apiserver beside a cluster's etcd, and kubectl to speak with it.
 //!
 //! It is what clusters have: TLS, RBAC, signed tokens of service accounts. There is no controller manager, no scheduler
-//! and no kubelet: what these would make, the caller makes with [`ApiServer::apply`].
+//! and no kubelet unless asked for: what these would make, the caller makes with [`ApiServer::apply`].
 
 use std::{
     fmt, fs,
@@ -65,6 +65,11 @@ impl Programs {
     pub fn kubectl(&self) -> PathBuf {
         self.folder.join("kubectl")
     }
+
+    /// The folder that they are in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
 }
 
 /// The server; ended when the handle goes.
@@ -76,6 +81,7 @@ pub struct ApiServer {
     directory: PathBuf,
     programs: Programs,
     daemon: Mutex<Option<Daemon>>,
+    controllers: Mutex<Vec<Daemon>>,
 }
 
 impl ApiServer {
@@ -94,6 +100,7 @@ impl ApiServer {
             directory,
             programs,
             daemon: Mutex::new(None),
+            controllers: Mutex::default(),
         };
         let key = server.path("token.key");
         process::run_command(
@@ -113,7 +120,7 @@ impl ApiServer {
         let users = format!("{ADMIN_TOKEN},admin,1,system:masters\n");
         write_private(&server.path("tokens.csv"), &users)?;
         write_private(&server.path("audit-policy.json"), audit::POLICY)?;
-        server.write_kubeconfig(&server.admin(), ADMIN_TOKEN)?;
+        server.write_admin_kubeconfig(&server.admin())?;
         Ok(server)
     }
 
@@ -198,9 +205,50 @@ impl ApiServer {
             .arg("--feature-gates=IPv6DualStack=true")
             // As in any cluster that has kube-proxy as pods.
             .arg("--allow-privileged=true")
-            // Its own address is in no service's endpoints, and nobody looks for it there.
-            .arg("--endpoint-reconciler-type=none");
+            // Nobody resolves the nodes' names.
+            .arg("--kubelet-preferred-address-types=InternalIP");
         command
+    }
+
+    /// Starts the controller manager, which gives nodes subnets of 10.244.0.0/16 and makes the pods of DaemonSets, and the
+    /// scheduler. They end with the server's handle.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn start_controllers(&self) -> Result<()> {
+        let kubeconfig = format!("--kubeconfig={}", self.admin().display());
+        let of = |name: &str, flags: &[String]| {
+            let mut command = Command::new(self.programs.folder.join(name));
+            // Ports that nobody asks.
+            command
+                .args([
+                    &kubeconfig,
+                    "--leader-elect=false",
+                    "--port=0",
+                    "--secure-port=0",
+                ])
+                .args(flags);
+            let log = self.path(&format!("{name}.log"));
+            Daemon::spawn(self.lab, name, &self.netns, command, &log, Lifetime::Bound)
+        };
+        let manager = [
+            format!(
+                "--service-account-private-key-file={}",
+                self.path("token.key").display()
+            ),
+            format!("--root-ca-file={}", self.path("apiserver.crt").display()),
+            "--allocate-node-cidrs=true".to_owned(),
+            "--cluster-cidr=10.244.0.0/16".to_owned(),
+        ];
+        let started = [
+            of("kube-controller-manager", &manager)?,
+            of("kube-scheduler", &[])?,
+        ];
+        self.controllers
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .extend(started);
+        Ok(())
     }
 
     /// Kills the server with SIGKILL; its objects stay. Asked to end, it would wait for its watches to end first.
@@ -307,6 +355,14 @@ impl ApiServer {
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}]
         });
         write_private(path, &config.to_string())
+    }
+
+    /// Writes the administrator's kubeconfig.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_admin_kubeconfig(&self, path: &Path) -> Result<()> {
+        self.write_kubeconfig(path, ADMIN_TOKEN)
     }
 
     /// All requests of service accounts until now.

@@ -2,6 +2,7 @@
 
 pub mod apiserver;
 pub mod audit;
+pub mod kubelet;
 pub mod lease;
 #[cfg(feature = "api-server")]
 pub mod mock;

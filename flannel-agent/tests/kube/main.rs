@@ -6,6 +6,7 @@
 
 mod access;
 mod away;
+mod kubelets;
 mod manifests;
 mod nodes;
 mod pods;
@@ -30,7 +31,7 @@ type Needs = fn() -> Result<(), Lacks>;
 /// A test: name, needs, what is done.
 type Test = (&'static str, Needs, fn(&Programs) -> Outcome);
 
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     (
         "pods_reach_pods_fast_and_nodes_say_what_upstreams_say",
         nothing,
@@ -72,6 +73,11 @@ const TESTS: [Test; 10] = [
         "the_server_accepts_our_chart",
         render::helm,
         manifests::chart,
+    ),
+    (
+        "kubelets_run_our_daemon_set",
+        kubelets::runtime,
+        kubelets::daemon_set,
     ),
 ];
 

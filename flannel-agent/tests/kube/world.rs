@@ -12,6 +12,7 @@ use lab::{
         audit::Request,
     },
     process,
+    state::LabId,
     traffic::udp::{self, UdpPlan},
     wait,
 };
@@ -129,6 +130,11 @@ impl World {
     /// The server's store.
     pub(crate) fn etcd(&self) -> &Etcd {
         self.cluster.etcd()
+    }
+
+    /// The cluster's number.
+    pub(crate) fn lab(&self) -> LabId {
+        self.cluster.id()
     }
 
     /// Node `n<number>`.
