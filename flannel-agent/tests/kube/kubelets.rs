@@ -20,8 +20,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Echo requests that go on while all agents are replaced, and their interval in seconds.
 const PINGS: &str = "2000";
 const INTERVAL: &str = "0.01";
-/// Bytes of a stream between pods: some hundred packets, whatever aggregates they are in.
-const STREAM: &str = "20000000";
+/// Bytes of a stream between pods, and the packets that most of it is, whatever aggregates they are in.
+const STREAM: u64 = 20_000_000;
+const PACKETS: u64 = STREAM / (64 << 10) / 2;
 
 /// Whether there is a container runtime, and our image.
 pub(crate) fn runtime() -> Result<(), Lacks> {
@@ -109,12 +110,19 @@ fn pods(world: &World) -> Outcome {
         &format!("http://{address}/index.html"),
     ])?;
     ensure!(answer == "hello from n2\n", "{answer:?}");
-    let send = format!("busybox head -c {STREAM} /dev/zero | busybox nc -w 5 {address} 81");
-    in_first(&["sh", "-c", &send])?;
+    in_first(&[
+        "wget",
+        "-q",
+        "-O",
+        "/dev/null",
+        &format!("http://{address}/stream"),
+    ])?;
     let status = agent_status(world)?;
     let fast = &status["fast_path"];
-    let packets = fast["counters"]["fast_egress"].as_u64().unwrap_or_default();
-    ensure!(fast["active"] == true && packets >= 200, "{fast}");
+    let packets = fast["counters"]["fast_ingress"]
+        .as_u64()
+        .unwrap_or_default();
+    ensure!(fast["active"] == true && packets >= PACKETS, "{fast}");
 
     std::thread::scope(|scope| {
         let pings =
@@ -145,9 +153,11 @@ fn agent_status(world: &World) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&kubectl(world, &arguments)?)?)
 }
 
-/// A pod that serves a file, and takes streams.
+/// A pod that serves a file, and a long one.
 fn pod(number: u8) -> Value {
-    let serve = "busybox httpd -p 80 -h /www; while true; do busybox nc -l -p 81 >/dev/null; done";
+    let serve = format!(
+        "busybox head -c {STREAM} /dev/zero >/www/stream; exec busybox httpd -f -p 80 -h /www"
+    );
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": format!("p{number}"), "namespace": NAMESPACE},

@@ -314,8 +314,8 @@ pub const TOOLS: [Tool; 25] = [
             arch: "busybox",
             suse: "busybox-static",
         },
-        scope: Scope::Vm,
-        purpose: "mount the root file system of a machine with another kernel",
+        scope: Scope::Lab,
+        purpose: "be all that is in a pod, and in a machine with another kernel until its root is mounted",
     },
     Tool {
         item: "depmod",

@@ -190,7 +190,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         }
     })?;
     let objects = timed("BPF object", || build::objects(workspace, &tools))?;
-    let runners = timed("agent and tests", || {
+    let mut runners = timed("agent and tests", || {
         Runners::build(workspace, objects.hooks()?, &broken, options)
     })?;
     let mut reports = Vec::new();
@@ -205,7 +205,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
             Suite::Benchmark => benchmark::run(workspace, &objects)?,
             Suite::Image => image::run(workspace, &objects, options)?,
             Suite::Vm => vm::suite(workspace, &runners.machine_programs()?)?,
-            Suite::Kube => kube::run(workspace, &runners, options)?,
+            Suite::Kube => kube::run(workspace, &objects, &mut runners, options)?,
             _ => runners.run(suite, options)?,
         };
         reports.push(Report {

@@ -46,6 +46,8 @@ pub struct Runners<'a> {
     object: &'a Path,
     broken: &'a Path,
     programs: Vec<Program>,
+    /// What tests are told besides.
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl<'a> Runners<'a> {
@@ -80,7 +82,13 @@ impl<'a> Runners<'a> {
             } else {
                 Vec::new()
             },
+            variables: Vec::new(),
         })
+    }
+
+    /// Tells all tests from now on of a file or folder, by an environment variable.
+    pub fn tell(&mut self, variable: &'static str, path: PathBuf) {
+        self.variables.push((variable, path));
     }
 
     /// The agent.
@@ -174,9 +182,7 @@ impl<'a> Runners<'a> {
         if matches!(suite, Suite::Manifests | Suite::Kube) {
             variables.push((helm::VARIABLE, helm::folder(self.workspace)));
         }
-        if suite == Suite::Kube {
-            variables.push((kubernetes::VARIABLE, kubernetes::folder(self.workspace)));
-        }
+        variables.extend(self.variables.iter().cloned());
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
             let mut sudo = as_root("env")?;
