@@ -18,7 +18,7 @@ use crate::{
     command,
     setup::{
         distro::{as_root, is_root},
-        helm, kubernetes,
+        helm,
     },
     vm,
     workspace::Workspace,
