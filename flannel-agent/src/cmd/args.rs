@@ -378,6 +378,10 @@ pub struct CleanupOptions {
     /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove only what flanneld does not know, so that it can take over while traffic goes on: BPF programs, their maps
+    /// and rules. Devices, routes, flannel's own rules and the subnet file stay
+    #[arg(long)]
+    pub keep_network: bool,
     /// The subnet file, which names the network whose routes are removed
     #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
     pub subnet_file: PathBuf,

@@ -6,6 +6,7 @@
 
 mod alloc;
 mod away;
+mod beside;
 mod blackholes;
 mod bypass;
 mod cleanup;
@@ -34,6 +35,7 @@ mod marks;
 mod matrix;
 mod members;
 mod meter;
+mod migration;
 mod mixed;
 mod model;
 mod mtu;
@@ -101,6 +103,9 @@ fn main() -> ExitCode {
             let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let traffic = ruled.map(|_| TRAFFIC);
+            let beside = ruled.map(|_| beside::RULED);
+            let beside_traffic = ruled.map(|_| beside::TRAFFIC);
+            let beside_alone = alone.map(|_| beside::FLOW_ALONE);
             let tests = [
                 Some(EVERYWHERE),
                 vxlan,
@@ -116,6 +121,9 @@ fn main() -> ExitCode {
                 ipv6,
                 ruled,
                 traffic,
+                beside,
+                beside_traffic,
+                beside_alone,
             ];
             trials.extend(
                 tests
@@ -133,7 +141,9 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = [RULED, FLOW, MARKS, MARKED, IPV6].into_iter().flatten();
+        let tests = [RULED, FLOW, MARKS, MARKED, IPV6, beside::RULED]
+            .into_iter()
+            .flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
         let read = Setting {
             mark: false,
@@ -161,6 +171,11 @@ fn main() -> ExitCode {
                 .map(|(name, test)| of_backend(backend, name, Path::Kernel, *test, || None)),
         );
     }
+    trials.extend(
+        migration::TESTS
+            .iter()
+            .map(|(name, setting, test)| trial(*setting, name, *test)),
+    );
     trials.extend(udp::TESTS.iter().map(|(name, test)| alone(name, *test)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

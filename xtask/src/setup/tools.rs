@@ -123,7 +123,7 @@ impl Tool {
 }
 
 /// All that is needed, in the order of the table.
-pub const TOOLS: [Tool; 25] = [
+pub const TOOLS: [Tool; 26] = [
     Tool {
         item: "C compiler",
         probe: Probe::Programs(&["cc"]),
@@ -180,8 +180,8 @@ pub const TOOLS: [Tool; 25] = [
         purpose: "write the lab's network config and stock nodes' leases",
     },
     Tool {
-        item: "CNI bridge, host-local, portmap, loopback",
-        probe: Probe::CniPlugins(&["bridge", "host-local", "portmap", "loopback"]),
+        item: "CNI bridge, host-local, portmap, bandwidth, loopback",
+        probe: Probe::CniPlugins(&["bridge", "host-local", "portmap", "bandwidth", "loopback"]),
         package: Package {
             debian: "containernetworking-plugins",
             fedora: "containernetworking-plugins",
@@ -273,6 +273,13 @@ pub const TOOLS: [Tool; 25] = [
         },
         scope: Scope::Lab,
         purpose: "inspect connections in tests",
+    },
+    Tool {
+        item: "ipset",
+        probe: Probe::Programs(&["ipset"]),
+        package: Package::everywhere("ipset"),
+        scope: Scope::Lab,
+        purpose: "write policies as kube-router does",
     },
     Tool {
         item: "sysctl",

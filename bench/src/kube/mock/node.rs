@@ -1,16 +1,17 @@
 //! Node objects as kubelet and controller manager make them, before flannel has been there.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::LazyLock};
 
 use serde_json::{Value, json};
 
 /// A node of full size: images, managed fields, conditions.
-const TEMPLATE: &str = include_str!("node.json");
+static TEMPLATE: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(include_str!("node.json")).expect("node.json is JSON"));
 
 /// A Node object with these addresses (`InternalIP`) and pod CIDRs; without CIDRs as the controller manager has not
 /// been there yet.
 pub fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[&str]) -> Value {
-    let mut node: Value = serde_json::from_str(TEMPLATE).expect("node.json is JSON");
+    let mut node = TEMPLATE.clone();
     node["metadata"]["name"] = name.into();
     node["metadata"]["labels"]["kubernetes.io/hostname"] = name.into();
     let internal = addresses

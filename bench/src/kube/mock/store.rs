@@ -4,6 +4,7 @@
 //! knows of requests.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     time::SystemTime,
 };
@@ -189,11 +190,12 @@ impl Store {
     }
 
     /// The nodes as they were at a revision.
-    pub(super) fn nodes_at(&self, revision: u64) -> Result<Nodes, TooOld> {
+    pub(super) fn nodes_at(&self, revision: u64) -> Result<Cow<'_, Nodes>, TooOld> {
         self.check(revision)?;
-        let mut nodes = self.nodes.clone();
+        let mut nodes = Cow::Borrowed(&self.nodes);
         let later = self.log.iter().rev();
         for event in later.take_while(|event| event.revision > revision) {
+            let nodes = nodes.to_mut();
             match &event.previous {
                 Some(previous) => nodes.insert(event.name.clone(), previous.clone()),
                 None => nodes.remove(&event.name),
