@@ -7,24 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Response, header};
+use http::Method;
 use http_body_util::BodyExt as _;
-use kube::{Client, client::Body};
+use kube::client::Body;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
 use super::{
     access::Access,
     annotations::Names,
-    error::{Error, Refusal},
+    connection::{Connection, root},
+    error::Error,
     node::{Identity, Node},
     watch::{self, Change, Lines},
 };
-use crate::metrics::{COUNTERS, KubeRequest as Request};
+use crate::metrics::KubeRequest as Request;
 
-/// Limit for a request that concerns one object.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit for a page of Nodes.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nodes per page: about 3 MB of JSON, which is held while it is read.
@@ -33,17 +31,11 @@ const PAGE: usize = 200;
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// How much later than that a watch must have ended.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
-/// How much of a refusal's body is read, in bytes.
-const REFUSAL_MAX: usize = 64 << 10;
-/// A patch that adds to what is there.
-const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
 
 /// The Kubernetes API, connected to when first needed.
 pub struct Api {
-    access: Access,
+    connection: Connection,
     names: Names,
-    client: Option<Client>,
-    server: String,
 }
 
 /// A page of a list.
@@ -89,16 +81,14 @@ impl Api {
     /// An API that has not been asked for anything yet.
     pub fn new(access: Access, names: Names) -> Self {
         Self {
-            access,
+            connection: Connection::new(access),
             names,
-            client: None,
-            server: String::new(),
         }
     }
 
     /// The server's URL, for messages.
     pub fn server(&self) -> &str {
-        &self.server
+        self.connection.server()
     }
 
     /// The names of annotations.
@@ -108,7 +98,7 @@ impl Api {
 
     /// Forgets the connection, so that the next request makes a new one with the files as they are then.
     pub fn reset(&mut self) {
-        self.client = None;
+        self.connection.reset();
     }
 
     /// One Node.
@@ -118,6 +108,7 @@ impl Api {
     pub async fn node(&mut self, name: &str) -> Result<Node, Error> {
         let path = format!("/api/v1/nodes/{}", escaped(name));
         let answer = self
+            .connection
             .one(Request::Node, Method::GET, &path, String::new())
             .await?;
         self.read_node(Request::Node, &answer)
@@ -134,6 +125,7 @@ impl Api {
             escaped(name)
         );
         let answer = self
+            .connection
             .one(Request::Pod, Method::GET, &path, String::new())
             .await?;
         let pod: Pod = parsed(Request::Pod, &answer)?;
@@ -148,6 +140,7 @@ impl Api {
     pub async fn patch(&mut self, name: &str, patch: String) -> Result<Node, Error> {
         let path = format!("/api/v1/nodes/{}/status", escaped(name));
         let answer = self
+            .connection
             .one(Request::Patch, Method::PATCH, &path, patch)
             .await?;
         self.read_node(Request::Patch, &answer)
@@ -164,6 +157,7 @@ impl Api {
             let _ = write!(path, "&continue={}", escaped(next));
         }
         let answer = self
+            .connection
             .limited(
                 Request::List,
                 Method::GET,
@@ -199,12 +193,9 @@ impl Api {
         );
         select(&mut path, only);
         let limit = Duration::from_secs(seconds) + WATCH_GRACE;
-        let response = counted(Request::Watch, async {
-            let response = self.send(Request::Watch, Method::GET, &path, String::new());
-            within(Request::Watch, REQUEST_TIMEOUT, response).await
-        });
+        let response = self.connection.open(Request::Watch, &path).await?;
         Ok(Watch {
-            body: response.await?.into_body(),
+            body: response.into_body(),
             lines: Lines::default(),
             end: Instant::now() + limit,
             limit,
@@ -214,87 +205,6 @@ impl Api {
     fn read_node(&self, request: Request, answer: &[u8]) -> Result<Node, Error> {
         let json: &RawValue = parsed(request, answer)?;
         Node::read(json.get(), &self.names).map_err(|source| Error::Answer { request, source })
-    }
-
-    async fn one(
-        &mut self,
-        request: Request,
-        method: Method,
-        path: &str,
-        body: String,
-    ) -> Result<Vec<u8>, Error> {
-        self.limited(request, method, path, body, REQUEST_TIMEOUT)
-            .await
-    }
-
-    /// A request with its whole answer.
-    async fn limited(
-        &mut self,
-        request: Request,
-        method: Method,
-        path: &str,
-        body: String,
-        limit: Duration,
-    ) -> Result<Vec<u8>, Error> {
-        counted(request, async {
-            let whole = async {
-                let response = self.send(request, method, path, body).await?;
-                read_body(request, response, usize::MAX).await
-            };
-            within(request, limit, whole).await
-        })
-        .await
-    }
-
-    /// Sends a request; a status that is no success is an error.
-    async fn send(
-        &mut self,
-        request: Request,
-        method: Method,
-        path: &str,
-        body: String,
-    ) -> Result<Response<Body>, Error> {
-        let client = match &self.client {
-            Some(client) => client.clone(),
-            None => {
-                let (client, server) = self.access.client().await?;
-                self.server = server;
-                COUNTERS.kube_connections.count();
-                self.client.insert(client).clone()
-            }
-        };
-        let broken = |error: &dyn std::error::Error| Error::Transport {
-            request,
-            reason: chain(error),
-        };
-        let mut builder = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::ACCEPT, "application/json")
-            .header(
-                header::USER_AGENT,
-                concat!("flannel-agent/", env!("CARGO_PKG_VERSION")),
-            );
-        if !body.is_empty() {
-            builder = builder.header(header::CONTENT_TYPE, STRATEGIC_MERGE);
-        }
-        let asked = builder
-            .body(Body::from(body.into_bytes()))
-            .map_err(|error| broken(&error))?;
-        let response = client.send(asked).await.map_err(|error| broken(&error))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let code = response.status().as_u16();
-        let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
-        let body = read_body(request, response, REFUSAL_MAX)
-            .await
-            .unwrap_or_default();
-        let retry_after = retry_after.as_ref().and_then(|value| value.to_str().ok());
-        Err(Error::Refused {
-            request,
-            refusal: Refusal::read(&body).with_head(code, retry_after),
-        })
     }
 }
 
@@ -328,7 +238,7 @@ impl Watch {
                 Ok(Some(Err(error))) => {
                     return Err(Error::Transport {
                         request: Request::Watch,
-                        reason: chain(&error),
+                        reason: root(&error),
                     });
                 }
                 Ok(None) => return Ok(None),
@@ -336,49 +246,6 @@ impl Watch {
             }
         }
     }
-}
-
-/// Counts what became of a request.
-async fn counted<T>(
-    request: Request,
-    asked: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let result = asked.await;
-    COUNTERS.kube(request).count(&result);
-    result
-}
-
-async fn within<T>(
-    request: Request,
-    limit: Duration,
-    asked: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    timeout(limit, asked)
-        .await
-        .unwrap_or(Err(Error::Timeout { request, limit }))
-}
-
-/// Reads an answer's body, up to about `most` bytes.
-async fn read_body(
-    request: Request,
-    response: Response<Body>,
-    most: usize,
-) -> Result<Vec<u8>, Error> {
-    let mut body = response.into_body();
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::Transport {
-            request,
-            reason: chain(&error),
-        })?;
-        if let Some(data) = frame.data_ref() {
-            bytes.extend_from_slice(data);
-        }
-        if bytes.len() > most {
-            break;
-        }
-    }
-    Ok(bytes)
 }
 
 fn parsed<'a, T: Deserialize<'a>>(request: Request, answer: &'a [u8]) -> Result<T, Error> {
@@ -403,21 +270,6 @@ fn escaped(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// An error with the last of its causes, such as "connection refused".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut root = None;
-    let mut source = error.source();
-    while let Some(error) = source {
-        root = Some(error.to_string());
-        source = error.source();
-    }
-    let text = error.to_string();
-    match root {
-        Some(root) if !text.contains(&root) => format!("{text}: {root}"),
-        _ => text,
-    }
 }
 
 #[cfg(test)]
