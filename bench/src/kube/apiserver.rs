@@ -2,6 +2,7 @@
 //!
 //! It is what clusters have: TLS, RBAC, signed tokens of service accounts. There is no controller manager, no scheduler
 //! and no kubelet unless asked for: what these would make, the caller makes with [`ApiServer::apply`].
+//! What is asked of it is in [`super::objects`].
 
 use std::{
     fmt, fs,
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::audit::{self, Request};
 use crate::{
@@ -283,64 +284,6 @@ impl ApiServer {
         process::run_command(Some(&self.netns), &mut command, input)
     }
 
-    /// Applies manifests, YAML or JSON, which the server validates.
-    ///
-    /// # Errors
-    /// What kubectl and the server find wrong.
-    pub fn apply(&self, manifests: &str) -> Result<String> {
-        self.kubectl_with_input(&["apply", "-f", "-"], manifests)
-    }
-
-    /// Makes a node object as a kubelet and the controller manager would leave it: with subnets for its pods, one or one
-    /// of each family.
-    ///
-    /// # Errors
-    /// If it exists, or the server refuses it.
-    pub fn create_node(&self, name: &str, subnets: &[&str]) -> Result<()> {
-        let mut node = json!({
-            "apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
-            "spec": {}
-        });
-        if let Some(first) = subnets.first() {
-            node["spec"] = json!({"podCIDR": first, "podCIDRs": subnets});
-        }
-        self.kubectl_with_input(&["create", "-f", "-"], &node.to_string())
-            .map(drop)
-    }
-
-    /// A node object.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn node(&self, name: &str) -> Result<Value> {
-        let text = self.kubectl(&["get", "node", name, "-o", "json"])?;
-        parse(&format!("node {name}"), &text)
-    }
-
-    /// A token of a service account, which the server signs as for a pod's volume (TokenRequest).
-    ///
-    /// # Errors
-    /// If there is no such account.
-    pub fn token(&self, namespace: &str, account: &str) -> Result<String> {
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {"expirationSeconds": 24 * 3600}
-        });
-        let answer =
-            self.kubectl_with_input(&["create", "--raw", &path, "-f", "-"], &request.to_string())?;
-        let answer = parse("token request", &answer)?;
-        answer["status"]["token"]
-            .as_str()
-            .map(str::to_owned)
-            .ok_or_else(|| Error::Parse {
-                what: "answer to a token request".to_owned(),
-                reason: "it has no status.token".to_owned(),
-                text: answer.to_string(),
-            })
-    }
-
     /// Writes a kubeconfig that reaches this server as whoever has the token.
     ///
     /// # Errors
@@ -401,12 +344,4 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .context("write", path.display())
-}
-
-fn parse(what: &str, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| Error::Parse {
-        what: what.to_owned(),
-        reason: error.to_string(),
-        text: text.to_owned(),
-    })
 }

