@@ -2,7 +2,7 @@
 //!
 //! It is what clusters have: TLS, RBAC, signed tokens of service accounts. There is no controller manager, no scheduler
 //! and no kubelet unless asked for: what these would make, the caller makes with [`ApiServer::apply`].
-//! What is asked of it is in [`super::objects`].
+//! What is asked of it is in `objects`.
 
 use std::{
     fmt, fs,
