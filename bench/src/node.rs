@@ -231,6 +231,18 @@ impl Node {
         }
     }
 
+    /// An agent for a node that runs none, not started: its arguments say where leases are kept.
+    pub fn new_agent(&self, config: AgentConfig) -> Agent {
+        Agent::elsewhere(
+            self.lab,
+            &self.name,
+            &self.netns,
+            &self.directory,
+            self.lifetime,
+            config,
+        )
+    }
+
     /// The stock flannel.
     ///
     /// # Panics

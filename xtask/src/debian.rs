@@ -28,6 +28,15 @@ pub struct Suite {
     pub archive: &'static str,
 }
 
+/// What is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Packages that can be unpacked and run.
+    Binary,
+    /// What they are built from.
+    Source,
+}
+
 /// apt, with the lists of some suites for one architecture, and nothing of the system's.
 #[derive(Debug)]
 pub struct Apt {
@@ -38,13 +47,27 @@ pub struct Apt {
 impl Apt {
     /// Fetches the lists into `folder`. `architecture` is Debian's name of it, such as `arm64`.
     pub fn update(folder: PathBuf, architecture: &str, suites: &[Suite]) -> Result<Self> {
+        Self::update_kind(Kind::Binary, folder, architecture, suites)
+    }
+
+    /// As [`Apt::update`], of packages or of their sources.
+    pub fn update_kind(
+        kind: Kind,
+        folder: PathBuf,
+        architecture: &str,
+        suites: &[Suite],
+    ) -> Result<Self> {
+        let entry = match kind {
+            Kind::Binary => "deb",
+            Kind::Source => "deb-src",
+        };
         for inside in ["lists/partial", "cache/archives/partial", "empty"] {
             make_folder(&folder.join(inside))?;
         }
         let sources: String = suites
             .iter()
             .map(|Suite { name, archive }| {
-                format!("deb [arch={architecture} signed-by={KEYRING}] {archive} {name} main\n")
+                format!("{entry} [arch={architecture} signed-by={KEYRING}] {archive} {name} main\n")
             })
             .collect();
         let list = folder.join("sources.list");
@@ -81,6 +104,16 @@ impl Apt {
             "-oAcquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
         ]);
         command
+    }
+
+    /// Fetches a package's source into a folder, which is made anew, as it is in the archive.
+    pub fn download_source(&self, package: &str, to: &Path) -> Result<()> {
+        make_anew(to)?;
+        command::quiet(
+            self.command("apt-get")
+                .args(["source", "--download-only", "-q", package])
+                .current_dir(to),
+        )
     }
 
     /// Fetches packages into a folder, which is made anew.

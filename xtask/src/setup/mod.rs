@@ -9,6 +9,7 @@ pub mod distro;
 pub mod helm;
 mod item;
 mod kernel;
+pub mod kubernetes;
 mod linker;
 mod toolchain;
 mod tools;
@@ -140,6 +141,12 @@ pub fn ensure_vm() -> Result<()> {
     install_tools(&Distro::detect(), Scope::Vm)
 }
 
+/// Installs what builds Kubernetes, and builds what the tests run of it; returns the programs' folder.
+pub fn ensure_kubernetes(workspace: &Workspace) -> Result<PathBuf> {
+    install_tools(&Distro::detect(), Scope::Kube)?;
+    kubernetes::ensure(workspace)
+}
+
 fn install_tools(distro: &Distro, scope: Scope) -> Result<()> {
     let missing: Vec<&Tool> = TOOLS
         .iter()
@@ -186,6 +193,7 @@ fn items(workspace: &Workspace) -> Result<Vec<Item>> {
     let mut items = rust_items(workspace)?;
     items.extend(TOOLS.iter().map(|tool| tool.item(&distro)));
     items.push(helm::item(workspace));
+    items.push(kubernetes::item(workspace));
     items.extend(kernel::items());
     Ok(items)
 }

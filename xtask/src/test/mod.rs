@@ -9,6 +9,7 @@
 mod benchmark;
 mod checks;
 mod image;
+mod kube;
 mod manifests;
 mod runner;
 pub mod tally;
@@ -61,6 +62,9 @@ pub struct Options {
     /// Only an old and a new kernel in virtual machines; `cargo xtask vm` boots others.
     #[arg(long)]
     vm: bool,
+    /// Only clusters whose leases a real Kubernetes API server keeps; builds it once, which takes minutes.
+    #[arg(long)]
+    kube: bool,
     /// Test what is shipped, optimised; slower to build.
     #[arg(long)]
     release: bool,
@@ -87,11 +91,12 @@ impl Options {
             (self.benchmark, Suite::Benchmark),
             (self.image, Suite::Image),
             (self.vm, Suite::Vm),
+            (self.kube, Suite::Kube),
         ];
         let any = chosen.iter().any(|(chosen, _)| *chosen);
         chosen
             .into_iter()
-            .filter(|(chosen, _)| *chosen || !any)
+            .filter(|(chosen, suite)| *chosen || !any && (*suite != Suite::Kube || kube::ALWAYS))
             .map(|(_, suite)| suite)
             .collect()
     }
@@ -118,12 +123,14 @@ pub enum Suite {
     Image,
     /// Other kernels in virtual machines.
     Vm,
+    /// Clusters with a real Kubernetes API server.
+    Kube,
 }
 
 impl Suite {
     /// Whether its tests build clusters, and take their time.
     fn has_clusters(self) -> bool {
-        matches!(self, Self::Cluster | Self::Conformance)
+        matches!(self, Self::Cluster | Self::Conformance | Self::Kube)
     }
 
     /// Whether its tests are programs that cargo builds.
@@ -133,7 +140,12 @@ impl Suite {
 
     /// Whether its tests need root.
     fn is_privileged(self) -> bool {
-        matches!(self, Self::Bpf | Self::Cluster | Self::Conformance)
+        self == Self::Bpf || self.has_clusters()
+    }
+
+    /// Whether it fails if it has executed nothing: whatever such a suite needs can be had on any machine.
+    fn must_execute(self) -> bool {
+        self.is_privileged() && self != Self::Kube
     }
 }
 
@@ -149,6 +161,7 @@ impl fmt::Display for Suite {
             Self::Benchmark => "benchmark",
             Self::Image => "image",
             Self::Vm => "vm",
+            Self::Kube => "kube",
         })
     }
 }
@@ -177,7 +190,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         }
     })?;
     let objects = timed("BPF object", || build::objects(workspace, &tools))?;
-    let runners = timed("agent and tests", || {
+    let mut runners = timed("agent and tests", || {
         Runners::build(workspace, objects.hooks()?, &broken, options)
     })?;
     let mut reports = Vec::new();
@@ -192,6 +205,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
             Suite::Benchmark => benchmark::run(workspace, &objects)?,
             Suite::Image => image::run(workspace, &objects, options)?,
             Suite::Vm => vm::suite(workspace, &runners.machine_programs()?)?,
+            Suite::Kube => kube::run(workspace, &objects, &mut runners, options)?,
             _ => runners.run(suite, options)?,
         };
         reports.push(Report {
@@ -228,7 +242,7 @@ fn complaint(reports: &[Report], filtered: bool) -> Option<String> {
     }
     reports
         .iter()
-        .find(|report| report.suite.is_privileged() && report.tally.executed() == 0)
+        .find(|report| report.suite.must_execute() && report.tally.executed() == 0)
         .map(|report| format!("{}: no test was executed", report.suite))
 }
 
@@ -346,6 +360,9 @@ mod tests {
         // A filter may leave a suite empty, but not all of them.
         assert_eq!(complaint(&[unit, skipped.clone()], true), None);
         assert!(complaint(&[skipped], true).is_some());
+        // An API server cannot be had everywhere.
+        let skipped = report(Suite::Kube, 0, &[], &["all of it"]);
+        assert_eq!(complaint(&[skipped], false), None);
         assert!(complaint(&[report(Suite::Bpf, 9, &["x"], &[])], false).is_some());
     }
 }

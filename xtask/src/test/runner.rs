@@ -28,6 +28,8 @@ use crate::{
 const BPF_TARGET: &str = "programs";
 /// The integration test of what is there for Kubernetes.
 const MANIFESTS_TARGET: &str = "manifests";
+/// The integration test with a real API server.
+const KUBE_TARGET: &str = "kube";
 /// The integration test of what upstream's tests and users ask for.
 const CONFORMANCE_TARGET: &str = "conformance";
 
@@ -44,6 +46,8 @@ pub struct Runners<'a> {
     object: &'a Path,
     broken: &'a Path,
     programs: Vec<Program>,
+    /// What tests are told besides.
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl<'a> Runners<'a> {
@@ -78,7 +82,13 @@ impl<'a> Runners<'a> {
             } else {
                 Vec::new()
             },
+            variables: Vec::new(),
         })
+    }
+
+    /// Tells all tests from now on of a file or folder, by an environment variable.
+    pub fn tell(&mut self, variable: &'static str, path: PathBuf) {
+        self.variables.push((variable, path));
     }
 
     /// The agent.
@@ -145,6 +155,7 @@ impl<'a> Runners<'a> {
                     ("test", BPF_TARGET) => Suite::Bpf,
                     ("test", MANIFESTS_TARGET) => Suite::Manifests,
                     ("test", CONFORMANCE_TARGET) => Suite::Conformance,
+                    ("test", KUBE_TARGET) => Suite::Kube,
                     ("test", _) => Suite::Cluster,
                     _ => Suite::Unit,
                 }
@@ -168,9 +179,10 @@ impl<'a> Runners<'a> {
             variables.push((AGENT_VARIABLE, self.agent()?));
             variables.push((BROKEN_VARIABLE, self.broken.to_owned()));
         }
-        if suite == Suite::Manifests {
+        if matches!(suite, Suite::Manifests | Suite::Kube) {
             variables.push((helm::VARIABLE, helm::folder(self.workspace)));
         }
+        variables.extend(self.variables.iter().cloned());
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
             let mut sudo = as_root("env")?;

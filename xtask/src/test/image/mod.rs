@@ -108,6 +108,14 @@ pub fn run(workspace: &Workspace, objects: &Objects, options: &Options) -> Resul
     }
 }
 
+/// What kubelets need: the folder of containerd's programs, and the archive of the image.
+pub fn for_kubelets(workspace: &Workspace, objects: &Objects) -> Result<(PathBuf, PathBuf)> {
+    let parts = Parts::ensure(workspace, Arch::host()?)?;
+    let subject = Subject::make(workspace, objects, parts)?;
+    let containerd = containerd::fetch(&image::folder(workspace))?;
+    Ok((containerd, subject.output))
+}
+
 impl<'a> Subject<'a> {
     fn make(workspace: &'a Workspace, objects: &Objects, parts: Parts) -> Result<Self> {
         let files = parts.build(workspace, objects)?;
