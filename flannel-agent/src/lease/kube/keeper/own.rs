@@ -102,14 +102,14 @@ impl Keeper {
                 self.own.retry = Some(earliest);
                 return Ok(None);
             }
+            self.patch(annotations::patch(&changes, self.kube.api.names()))
+                .await?;
+            self.own.patched = Some(Instant::now());
             tracing::info!(
                 node = self.kube.name,
                 ?changes,
                 "annotations published anew"
             );
-            self.patch(annotations::patch(&changes, self.kube.api.names()))
-                .await?;
-            self.own.patched = Some(Instant::now());
         }
         self.announce().await?;
         Ok(None)
