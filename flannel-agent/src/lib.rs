@@ -21,6 +21,7 @@
 //! | [`kernel`] | reads and writes kernel objects; nothing else does |
 //! | [`reconcile`] | the loop: what is out of date, compare, repair |
 //! | [`fastpath`] | BPF; nothing else touches it |
+//! | [`host`] | where the host's files are, seen from a container |
 //! | [`subnet_file`], [`atomic_file`] | `subnet.env`; files that are never seen half written |
 //! | [`cni`] | the CNI plugin `flannel`, a program of its own |
 //! | [`udp`] | the udp backend's data path: a TUN device and a proxy |
@@ -34,6 +35,7 @@ pub mod cni;
 pub mod family;
 pub mod fastpath;
 pub mod health;
+pub mod host;
 pub mod iface;
 pub mod kernel;
 pub mod lease;

@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
 use super::values::{
-    Optional, Secret, duration, go_bool, heartbeat, mark_bit, optional, path, port, renew_margin,
+    Optional, Secret, duration, go_bool, heartbeat, mark_bit, optional, path, pin_dir, port, renew_margin,
     resync,
 };
 use crate::{fastpath, kernel::rules, lease::kube};
@@ -226,7 +226,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "FILE", hide = true)]
     pub bpf_object: Option<PathBuf>,
     /// Where BPF objects are pinned: a directory on a BPF file system, one per node
-    #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
+    #[arg(long, default_value = PIN_DIR, value_parser = pin_dir, value_name = "DIRECTORY")]
     pub pin_dir: PathBuf,
     /// Socket that answers `status`
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
@@ -347,7 +347,7 @@ pub struct FlowsOptions {
     #[arg(long)]
     pub json: bool,
     /// Where BPF objects are pinned
-    #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
+    #[arg(long, default_value = PIN_DIR, value_parser = pin_dir, value_name = "DIRECTORY")]
     pub pin_dir: PathBuf,
     /// Socket of the agent, which says why it does not serve a pod or a node
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]
@@ -390,7 +390,7 @@ pub struct CleanupOptions {
     #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
     pub subnet_file: PathBuf,
     /// Where BPF objects are pinned
-    #[arg(long, default_value = PIN_DIR, value_name = "DIRECTORY")]
+    #[arg(long, default_value = PIN_DIR, value_parser = pin_dir, value_name = "DIRECTORY")]
     pub pin_dir: PathBuf,
     /// Socket of the agent, which must not be running
     #[arg(long, default_value = STATUS_SOCKET, value_name = "PATH")]

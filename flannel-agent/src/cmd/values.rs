@@ -43,6 +43,15 @@ pub fn heartbeat(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
+/// A folder for pins, which manifests may have mounted elsewhere.
+///
+/// # Errors
+/// None.
+pub fn pin_dir(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    let Ok(given) = path(text);
+    Ok(crate::host::path(&given))
+}
+
 /// One bit, such as `0x40`.
 ///
 /// # Errors

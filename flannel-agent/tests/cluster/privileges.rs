@@ -3,7 +3,13 @@
 //! The agent runs in a root of its own that has what the manifest mounts and nothing else that can be written, with the
 //! manifest's capabilities and no others. A container runtime's seccomp profile is not in it.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use lab::{
@@ -68,7 +74,11 @@ fn confined(setting: Setting, without: Without) -> anyhow::Result<AgentConfig> {
     let mount_unless = |left_out: Without, script: &'static str| {
         if without == left_out { "" } else { script }
     };
-    let name = format!("{setting}-{without:?}").replace(|c: char| !c.is_alphanumeric(), "-");
+    // Tests that run at a time may want the same.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{setting}-{without:?}-{number}")
+        .replace(|c: char| !c.is_alphanumeric(), "-");
     let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("confined-{name}"));
     let root = program.with_extension("root");
     fs::create_dir_all(&root)?;
@@ -77,7 +87,7 @@ fn confined(setting: Setting, without: Without) -> anyhow::Result<AgentConfig> {
 exec unshare --mount --propagation private sh -e -c '
 R={root}
 mount -t tmpfs root $R
-mkdir -p $R/proc $R/sys $R/dev $R/opt/bin $R/host/proc/sys/net $R/run/flannel-lab
+mkdir -p $R/proc $R/sys $R/dev $R/opt/bin $R/host/proc/sys/net $R/host/sys/fs/bpf $R/run/flannel-lab
 touch $R/opt/bin/flannel-agent $R/run/xtables.lock /run/xtables.lock
 for d in usr etc; do mkdir $R/$d; mount --bind /$d $R/$d; mount -o remount,bind,ro $R/$d; done
 for d in bin sbin lib lib64; do ln -s usr/$d $R/$d; done
@@ -97,7 +107,7 @@ exec chroot $R setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{boundi
 ' sh "$@"
 "#,
         root = root.display(),
-        bpffs = mount_unless(Without::BpfFs, "mount --bind /sys/fs/bpf $R/sys/fs/bpf"),
+        bpffs = mount_unless(Without::BpfFs, "mount --bind /sys/fs/bpf $R/host/sys/fs/bpf"),
         sysctls = mount_unless(
             Without::Sysctls,
             "mount --bind /proc/sys/net $R/host/proc/sys/net"

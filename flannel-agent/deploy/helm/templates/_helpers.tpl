@@ -70,4 +70,6 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+  # Installers of Kubernetes give these folders to other users.
+  add: [DAC_OVERRIDE]
 {{- end }}
