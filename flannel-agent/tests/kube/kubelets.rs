@@ -29,7 +29,7 @@ pub(crate) fn runtime() -> Result<(), Lacks> {
     match Runtime::from_environment() {
         Some(_) => Ok(()),
         None => Err(Lacks(
-            "no containerd or no image: `cargo xtask test --kube` brings them".into(),
+            "no containerd or no image: `cargo xtask test --kube` brings them, or says before the tests why not".into(),
         )),
     }
 }

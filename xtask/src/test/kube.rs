@@ -6,7 +6,7 @@ use anyhow::Result;
 use super::{
     Options, Suite, image, manifests,
     runner::Runners,
-    tally::{Skip, Tally},
+    tally::{Failure, Skip, Tally},
 };
 use crate::{
     build::Objects,
@@ -59,5 +59,10 @@ pub fn run(
             println!("  no kubelets: {error:#}");
         }
     }
-    runners.run(Suite::Kube, options)
+    let mut tally = runners.run(Suite::Kube, options)?;
+    if options.filter.is_none() && tally.executed() == 0 {
+        let test = "no test was executed although Kubernetes' programs are there";
+        tally.failed.push(Failure::of(test));
+    }
+    Ok(tally)
 }
