@@ -1,10 +1,12 @@
 //! What labs leave on the machine, and its removal.
 //!
 //! Each lab has a number and a directory `/run/flannel-lab/<number>/`. All else that it makes carries the number in
-//! its name (namespaces `/run/netns/lab-<number>-…`, pins below `/sys/fs/bpf/flannel-lab-<number>`) or is listed in the
-//! directory (processes, by pid and start time). So whoever finds the directory can remove the lab, and the directory
+//! its name (namespaces `/run/netns/lab-<number>-…`, pins below `/sys/fs/bpf/flannel-lab-<number>`, control groups
+//! `flannel-lab-<number>-…`) or is listed in the directory (processes, by pid and start time). So whoever finds the directory can remove the lab, and the directory
 //! goes last. A lab is *stale* when the process that owns it is dead, unless that process meant it to stay
 //! ([`keep`]). Never is a process killed by name, nor one whose start time is not the recorded one.
+
+pub(crate) mod cgroups;
 
 use std::{
     fmt, fs,
@@ -72,6 +74,11 @@ impl LabId {
     pub fn namespace(self, role: &str) -> String {
         format!("lab-{self}-{role}")
     }
+
+    /// The name of the control group of one of the lab's nodes.
+    pub fn cgroup(self, node: &str) -> String {
+        format!("flannel-lab-{self}-{node}")
+    }
 }
 
 /// Takes a free number and makes its directory, with the calling process as owner.
@@ -105,6 +112,30 @@ pub(crate) fn record_process(id: LabId, process: ProcessId, name: &str) -> Resul
         .context("open", path.display())?;
     file.write_all(format!("{process} {name}\n").as_bytes())
         .context("write", path.display())
+}
+
+/// Makes a folder outside of labs, with those above it, unless it is there. What was made goes with the machine's last
+/// lab, if it is empty then.
+///
+/// # Errors
+/// If it cannot be made or noted.
+pub(crate) fn make_folder(path: &Path) -> Result<()> {
+    let _permit = signals::permit();
+    let _lock = lock()?;
+    let missing: Vec<_> = path.ancestors().take_while(|path| !path.exists()).collect();
+    let list = folders_path();
+    let mut file = fs::File::options()
+        .append(true)
+        .create(true)
+        .open(&list)
+        .context("open", list.display())?;
+    for folder in missing.into_iter().rev() {
+        // Noted first: what is not there after all does no harm.
+        file.write_all(format!("{}\n", folder.display()).as_bytes())
+            .context("write", list.display())?;
+        fs::create_dir(folder).context("create", folder.display())?;
+    }
+    Ok(())
 }
 
 /// Marks the lab as one that outlives its owner: only [`clean`] removes it, or its last process's death.
@@ -173,7 +204,7 @@ fn remove_where(condition: impl Fn(LabId) -> bool) -> Result<Vec<LabId>> {
     }
 }
 
-/// Kills the lab's processes and removes its namespaces and pins.
+/// Kills the lab's processes and removes its namespaces, pins and control groups.
 fn remove_contents(id: LabId) -> Vec<Error> {
     let mut problems: Vec<Error> = Vec::new();
     let processes = processes(id);
@@ -195,6 +226,8 @@ fn remove_contents(id: LabId) -> Vec<Error> {
         }
     }
     problems.extend(remove_tree(&id.pin_directory()).err());
+    let prefix = id.cgroup("");
+    problems.extend(cgroups::remove(|name| name.starts_with(&prefix)).err());
     problems
 }
 
@@ -210,9 +243,20 @@ fn remove_directory(id: LabId) -> Option<Error> {
 fn release_shared() {
     if all().is_ok_and(|labs| labs.is_empty()) {
         mounts::release();
+        remove_folders();
         fs::remove_file(lock_path()).ok();
         fs::remove_dir(DIRECTORY).ok();
     }
+}
+
+/// Removes what [`make_folder`] has made, but for what somebody has put something into.
+fn remove_folders() {
+    let list = folders_path();
+    let folders = fs::read_to_string(&list).unwrap_or_default();
+    for folder in folders.lines().rev() {
+        fs::remove_dir(folder).ok();
+    }
+    fs::remove_file(list).ok();
 }
 
 fn remove_tree(path: &Path) -> Result<()> {
@@ -261,6 +305,11 @@ fn processes(id: LabId) -> Vec<ProcessId> {
 fn own() -> std::sync::MutexGuard<'static, Vec<LabId>> {
     OWN.lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The list of folders that labs have made outside of theirs.
+fn folders_path() -> PathBuf {
+    Path::new(DIRECTORY).join("folders")
 }
 
 fn lock_path() -> PathBuf {

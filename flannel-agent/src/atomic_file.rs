@@ -10,6 +10,8 @@ use std::{
 
 /// Mode of a directory that has to be made.
 const DIRECTORY_MODE: u32 = 0o755;
+/// The permissions in a file's mode, beside its type.
+const PERMISSIONS: u32 = 0o7777;
 
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -23,19 +25,12 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Writes `contents` to `path`, with `mode` whatever the umask says, unless the file holds them already; says whether it
-/// wrote. Directories that are missing are made.
+/// Writes `contents` to `path`, with `mode` whatever the umask says, unless the file is so already; says whether it
+/// changed anything. Where the contents are the same, only the mode is set. Directories that are missing are made.
 ///
 /// # Errors
 /// When a directory or file cannot be made, written or renamed; an existing file is then as it was.
 pub fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<bool, Error> {
-    if fs::read(path).is_ok_and(|present| present == contents) {
-        return Ok(false);
-    }
-    let directory = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
     let step = |operation, path: &Path| {
         let path = path.to_owned();
         move |source| Error {
@@ -44,6 +39,19 @@ pub fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<bool, Error> {
             source,
         }
     };
+    if fs::read(path).is_ok_and(|present| present == contents) {
+        let metadata = fs::metadata(path).map_err(step("stat", path))?;
+        if metadata.permissions().mode() & PERMISSIONS == mode & PERMISSIONS {
+            return Ok(false);
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(step("set the mode of", path))?;
+        return Ok(true);
+    }
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)
@@ -77,4 +85,26 @@ fn write_synced(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(contents)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_gets_its_mode_even_where_its_contents_are_right() {
+        let directory =
+            std::env::temp_dir().join(format!("flannel-atomic-file-{}", std::process::id()));
+        let path = directory.join("file");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & PERMISSIONS;
+        assert!(replace(&path, b"program", 0o755).unwrap());
+        assert!(!replace(&path, b"program", 0o755).unwrap());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(replace(&path, b"program", 0o755).unwrap());
+        assert_eq!(mode(), 0o755);
+        assert_eq!(fs::read(&path).unwrap(), b"program");
+        assert!(replace(&path, b"text", 0o644).unwrap());
+        assert_eq!(mode(), 0o644);
+        fs::remove_dir_all(&directory).unwrap();
+    }
 }

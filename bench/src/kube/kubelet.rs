@@ -2,23 +2,23 @@
 //! machine.
 //!
 //! Nothing of it leaves the node: it has mount and process namespaces of its own, with memory over the places that are
-//! fixed (`kubelet.sh`), and a control group that goes with the handle.
+//! fixed (`kubelet.sh`), and a control group that goes with the handle, or else with the lab.
 
 use std::{
-    env, fs,
+    env::{self, consts::ARCH},
+    fs,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
 use super::apiserver::{self, ApiServer};
 use crate::{
+    cni,
     daemon::{Daemon, last_lines},
     error::{IoContext, Result},
     node::Node,
     process::Lifetime,
-    state::LabId,
+    state::{self, LabId, cgroups},
 };
 
 /// Names the folder of containerd's and runc's packages, unpacked.
@@ -30,10 +30,15 @@ pub const POD_IMAGE: &str = "pods:1";
 
 /// Makes the node's own view of the machine and becomes kubelet.
 const SCRIPT: &str = include_str!("kubelet.sh");
-/// Where control groups are: of version 1 below a folder for each controller.
-const CGROUPS: &str = "/sys/fs/cgroup";
-/// How long the kernel may take to be done with the processes of a control group.
-const CGROUP_LIMIT: Duration = Duration::from_secs(5);
+/// The places outside of `/run` that kubelet, runtime and pods write to; over each is memory of the node's.
+const PLACES: [&str; 6] = [
+    "/opt/cni",
+    "/etc/cni",
+    "/var/lib/cni",
+    "/var/lib/kubelet",
+    "/var/log/pods",
+    "/var/log/containers",
+];
 
 /// What kubelets need besides Kubernetes' programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +83,11 @@ impl Kubelet {
         server.write_admin_kubeconfig(&folder.join("admin.conf"))?;
         let script = folder.join("kubelet.sh");
         fs::write(&script, SCRIPT).context("write", script.display())?;
-        let cgroup = format!("flannel-lab-{lab}-{}", node.name());
+        let plugins = cni::plugin_directory()?;
+        for place in PLACES {
+            state::make_folder(Path::new(place))?;
+        }
+        let cgroup = lab.cgroup(node.name());
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -90,7 +99,10 @@ impl Kubelet {
             .arg(&runtime.containerd)
             .arg(programs.folder())
             .arg(&runtime.image)
-            .arg(&cgroup);
+            .arg(&cgroup)
+            .arg(&plugins)
+            .arg(architecture())
+            .args(PLACES);
         let daemon = Daemon::spawn(
             lab,
             &format!("kubelet {}", node.name()),
@@ -117,27 +129,17 @@ impl Kubelet {
 impl Drop for Kubelet {
     fn drop(&mut self) {
         drop(self.daemon.take());
-        // Processes are gone with their namespace, but for what the kernel still has to do.
-        let start = Instant::now();
-        while !remove_cgroups(&self.cgroup) && start.elapsed() < CGROUP_LIMIT {
-            thread::sleep(Duration::from_millis(100));
-        }
+        // Processes are gone with their namespace, but for what the kernel still has to do. What resists is left to the
+        // lab's removal, which reports it.
+        cgroups::remove(|name| name == self.cgroup).ok();
     }
 }
 
-/// Removes control groups of that name, of every controller; whether none is left.
-fn remove_cgroups(name: &str) -> bool {
-    let controllers = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-    let roots = controllers.map(|entry| entry.path().join(name));
-    let roots = roots.chain([Path::new(CGROUPS).join(name)]);
-    roots
-        .filter(|root| root.is_dir())
-        .all(|root| remove_cgroup(&root))
-}
-
-/// Removes a control group with those in it.
-fn remove_cgroup(group: &Path) -> bool {
-    let inside = fs::read_dir(group).into_iter().flatten().flatten();
-    let inside = inside.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    inside.into_iter().all(|entry| remove_cgroup(&entry.path())) && fs::remove_dir(group).is_ok()
+/// This machine's architecture by the name that images use.
+fn architecture() -> &'static str {
+    match ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }

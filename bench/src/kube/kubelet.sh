@@ -1,9 +1,11 @@
 # A node's own view of the machine, with a container runtime and kubelet in it. Runs as the first process of a namespace of
 # processes, in mount and network namespaces of its own: all of it ends with it.
 # Arguments: the node's name, its address, its folder, the folders of containerd's and of Kubernetes' programs, the image
-# of the agent, and the name of the control group for all of it.
+# of the agent, the name of the control group for all of it, the folder of the CNI plugins, the architecture by the name
+# that images use, and the places that are to be the node's own.
 set -eu
-name=$1 address=$2 folder=$3 containerd=$4 kubernetes=$5 image=$6 cgroup=$7
+name=$1 address=$2 folder=$3 containerd=$4 kubernetes=$5 image=$6 cgroup=$7 plugins=$8 architecture=$9
+shift 9
 PATH=$containerd/usr/bin:$containerd/usr/sbin:$PATH
 export LD_LIBRARY_PATH=$containerd/usr/lib/x86_64-linux-gnu:$containerd/usr/lib/aarch64-linux-gnu
 
@@ -14,14 +16,13 @@ mount -t tmpfs run "$run"
 mkdir "$run/flannel-lab"
 mount --rbind /run/flannel-lab "$run/flannel-lab"
 mount --rbind "$run" /run
-for place in /opt /etc/cni /var/lib/cni /var/lib/kubelet /var/log/pods /var/log/containers; do
-    mkdir -p "$place"
+# Before the places are covered: the plugins may lie in one.
+cp -rL "$plugins/." "$folder/plugins"
+for place in "$@"; do
     mount -t tmpfs node "$place"
 done
 mkdir -p /opt/cni/bin /etc/cni/net.d
-for plugins in /usr/lib/cni /usr/libexec/cni; do
-    [ ! -d "$plugins" ] || cp "$plugins"/* /opt/cni/bin
-done
+mount --bind "$folder/plugins" /opt/cni/bin
 mount -t bpf bpf /sys/fs/bpf
 # As systemd leaves it: volumes with propagation need it.
 mount --make-rshared /
@@ -34,7 +35,7 @@ echo "hello from $name" >"$pods/root/www/index.html"
 tar -C "$pods/root" -cf "$pods/layer.tar" .
 layer=$(sha256sum "$pods/layer.tar" | cut -d ' ' -f 1)
 cat >"$pods/config.json" <<END
-{"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]},
+{"architecture": "$architecture", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]},
  "config": {"Entrypoint": ["/bin/busybox", "sleep", "1000000"]}}
 END
 cat >"$pods/manifest.json" <<END
@@ -48,6 +49,8 @@ root = "/run/containerd-root"
 state = "/run/containerd"
 [grpc]
 address = "/run/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+path = "/run/containerd-opt"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "docker.io/library/pods:1"
 # Not every root may make a process less likely to be killed.

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use aya::Ebpf;
 use flannel_common::addr::Mac;
@@ -66,8 +67,8 @@ pub struct Engine {
     /// What keeps the node on another receive tier than wanted.
     tier: Option<Error>,
     pods: Vec<status::Pod>,
-    /// Whether a pod is not served yet for no reason but that it is new.
-    waits: bool,
+    /// When the next pod may be served that is not yet for no reason but that it is new.
+    waits_until: Option<Instant>,
 }
 
 impl Engine {
@@ -130,7 +131,7 @@ impl Engine {
             trouble: None,
             tier: None,
             pods: Vec::new(),
-            waits: false,
+            waits_until: None,
         })
     }
 
@@ -149,9 +150,9 @@ impl Engine {
             .then_some(self.options.mark)
     }
 
-    /// Whether a pod will be served soon, by another [`sync`](Self::sync).
-    pub fn waits(&self) -> bool {
-        self.waits
+    /// When another [`sync`](Self::sync) will serve a pod that the last one could not yet; told once.
+    pub fn take_waits_until(&mut self) -> Option<Instant> {
+        self.waits_until.take()
     }
 
     /// What keeps the whole node on the kernel path.
@@ -162,7 +163,7 @@ impl Engine {
     /// Brings hooks and maps in line.
     pub fn sync(&mut self, topology: &Topology) {
         self.trouble = None;
-        self.waits = false;
+        self.waits_until = None;
         self.failure = self.sync_all(topology).err();
         if let Some(error) = &self.failure {
             if matches!(error, Error::NoMark) {
@@ -322,10 +323,10 @@ impl Engine {
                     continue;
                 }
             };
-            if self.hooks.is_too_early(pod.host_index) {
+            if let Some(until) = self.hooks.too_early_until(pod.host_index) {
                 let why = "the kernel carries its traffic for some seconds: the CNI plugins of its start may not be done";
                 self.list(pod, Some(why.into()));
-                self.waits = true;
+                self.waits_until = Some(self.waits_until.map_or(until, |at| at.min(until)));
                 continue;
             }
             ports.push(pod.host_index);

@@ -62,7 +62,8 @@ pub struct Hooks {
     attached: BTreeMap<&'static str, Devices>,
     /// Ids of this run's programs.
     own: BTreeSet<u32>,
-    /// When a pod's interface was seen first; never for those that an earlier run has attached programs to.
+    /// When a pod's interface was seen first; none for those at which pins show a program of an earlier run. Without
+    /// pins, as at a first start or after the mode `off`, nothing tells new pods from old: each is waited for once.
     seen: BTreeMap<u32, Option<Instant>>,
 }
 
@@ -194,13 +195,12 @@ impl Hooks {
         }
     }
 
-    /// Whether the plugins of a pod's start may still need the place of a filter at its interface.
-    pub fn is_too_early(&mut self, ifindex: u32) -> bool {
-        let seen = self
-            .seen
-            .entry(ifindex)
-            .or_insert_with(|| Some(Instant::now()));
-        self.attach == Attach::Clsact && seen.is_some_and(|at| at.elapsed() < PLUGINS_DONE)
+    /// Until when the plugins of a pod's start may need the place of a filter at its interface; none if they do not.
+    pub fn too_early_until(&mut self, ifindex: u32) -> Option<Instant> {
+        let now = Instant::now();
+        let seen = *self.seen.entry(ifindex).or_insert(Some(now));
+        let until = seen? + PLUGINS_DONE;
+        (self.attach == Attach::Clsact && now < until).then_some(until)
     }
 
     /// Forgets all interfaces of pods but these.

@@ -26,7 +26,7 @@ mod topology;
 mod xdp;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use error::Error;
 use ipnet::IpNet;
@@ -199,9 +199,12 @@ impl FastPath {
         }
     }
 
-    /// Whether a pod will be served soon, by another [`sync`](Self::sync).
-    pub fn waits(&self) -> bool {
-        matches!(&self.state, State::Loaded(engine) if engine.waits())
+    /// When another [`sync`](Self::sync) will serve a pod that the last one could not yet; told once.
+    pub fn take_waits_until(&mut self) -> Option<Instant> {
+        match &mut self.state {
+            State::Loaded(engine) => engine.take_waits_until(),
+            State::Off | State::Unavailable(_) => None,
+        }
     }
 
     /// The bit of packets' marks that netfilter must set on what it attests, if it is netfilter that does; also while

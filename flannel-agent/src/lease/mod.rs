@@ -38,6 +38,16 @@ pub struct OwnLease {
     pub expires: Option<Instant>,
 }
 
+impl OwnLease {
+    /// A lease that lasts as long as what says it: nothing is renewed.
+    pub const fn without_end(subnets: PerFamily<IpNet>) -> Self {
+        Self {
+            subnets,
+            expires: None,
+        }
+    }
+}
+
 /// One entry of the store: a lease, or the reason why it is not understood.
 pub type Entry = Result<Lease, String>;
 

@@ -89,6 +89,7 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
     let mut last_read = Instant::now() - DEBOUNCE;
     let mut retry = RETRY_MIN;
     let mut retry_at: Option<Instant> = None;
+    let mut pods_at: Option<Instant> = None;
     loop {
         if dirty.any() && (!dirty.reads() || last_read.elapsed() >= DEBOUNCE) {
             let reads = dirty.reads();
@@ -111,6 +112,10 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
                 retry_at = Some(now + retry);
                 retry = (retry * 2).min(RETRY_MAX);
             }
+        }
+        // No failure: the pass is complete, and only pods are looked at when the time has come.
+        if let Some(at) = reconciler.take_pods_due() {
+            pods_at = Some(Instant::from_std(at));
         }
         let due = if dirty.any() {
             Some(last_read + DEBOUNCE)
@@ -152,6 +157,10 @@ pub async fn run(mut reconciler: Reconciler, mut inputs: Inputs) -> std::io::Res
             _ = timer.tick() => {
                 ticks += 1;
                 dirty = dirty.or(Dirty::resync(ticks.is_multiple_of(HOPS_EVERY)));
+            }
+            () = wait(pods_at) => {
+                pods_at = None;
+                dirty.pods = true;
             }
             () = wait(due) => if !dirty.any() {
                 dirty = Dirty::all();

@@ -1,6 +1,11 @@
 //! One pass: read what is out of date, compare, repair, tell the fast path.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use flannel_common::addr::Mac;
 use ipnet::IpNet;
@@ -146,6 +151,11 @@ impl Reconciler {
         self.settings.heartbeat
     }
 
+    /// When the fast path will serve a pod that the last pass was too early for; told once.
+    pub fn take_pods_due(&mut self) -> Option<Instant> {
+        self.fast_path.take_waits_until()
+    }
+
     /// This node's subnets.
     pub fn subnets(&self) -> PerFamily<IpNet> {
         self.own.subnets
@@ -191,7 +201,7 @@ impl Reconciler {
         }
         // Where changes inside pods' namespaces are not heard, an address that is still to come must be looked for.
         let comes = self.scan.waiting && !self.settings.hears_pods;
-        base && peers && !comes && !self.fast_path.waits()
+        base && peers && !comes
     }
 
     /// Whether the node's own objects are as they should be, and whether the peers' are.

@@ -2,7 +2,8 @@
 //!
 //! The file is read and never written: there is nothing to acquire and nowhere to publish. So this node's lease must be
 //! in the file, and what it says of this node must be so; what is not becomes a problem that says what to correct. The
-//! file is read again when it changes. One that cannot be used changes nothing.
+//! file is read again when it changes. One that cannot be used changes nothing, and neither does one with another config
+//! than at the start: the agent cannot take that up, and leases of another backend are none to work with.
 
 mod document;
 mod own;
@@ -55,8 +56,15 @@ enum Error {
     #[error("this node's addresses: {0}")]
     Addresses(#[from] NetlinkError),
     /// The network config is another one than at the start.
-    #[error("config has changed: start the agent again to take it up")]
+    #[error(
+        "config has changed: start the agent again to take it up; until then all stays as it is"
+    )]
     ConfigChanged,
+    /// Nothing is left in it while the agent runs.
+    #[error(
+        "leases is empty, which would withdraw the routes to all nodes: add this node's lease and the others'"
+    )]
+    NoLeases,
 }
 
 /// What the options say about this node.
@@ -187,7 +195,7 @@ impl SubnetManager for File {
             .await;
         self.config = Some(request.config);
         self.held = Some((node, subnets));
-        own_lease(subnets)
+        OwnLease::without_end(subnets)
     }
 
     async fn run(
@@ -225,14 +233,6 @@ impl SubnetManager for File {
     }
 }
 
-/// A lease of the file, which has no end.
-fn own_lease(subnets: PerFamily<IpNet>) -> OwnLease {
-    OwnLease {
-        subnets,
-        expires: None,
-    }
-}
-
 /// Follows the file.
 struct Keeper {
     path: PathBuf,
@@ -249,10 +249,10 @@ struct Keeper {
 impl Keeper {
     /// Reads the file and reports what it says. Whether it could be used.
     async fn look(&mut self) -> bool {
-        let document = match Document::read(&self.path) {
+        let document = match self.read() {
             Ok(document) => document,
             Err(error) => {
-                self.complain(&error.into());
+                self.complain(&error);
                 return false;
             }
         };
@@ -261,7 +261,6 @@ impl Keeper {
         let _ = self.events.send(Event::Snapshot(document.leases)).await;
         match own {
             Err(error) => self.complain(&error.into()),
-            Ok(_) if document.config != self.config => self.complain(&Error::ConfigChanged),
             Ok(subnets) => {
                 self.board.problem(PROBLEM, None);
                 if subnets != self.subnets {
@@ -271,11 +270,23 @@ impl Keeper {
                         "the lease file gives this node another subnet"
                     );
                     self.subnets = subnets;
-                    let _ = self.events.send(Event::Own(own_lease(subnets))).await;
+                    let own = OwnLease::without_end(subnets);
+                    let _ = self.events.send(Event::Own(own)).await;
                 }
             }
         }
         true
+    }
+
+    fn read(&self) -> Result<Document, Error> {
+        let document = Document::read(&self.path)?;
+        if document.config != self.config {
+            return Err(Error::ConfigChanged);
+        }
+        if document.leases.is_empty() {
+            return Err(Error::NoLeases);
+        }
+        Ok(document)
     }
 
     fn complain(&self, error: &Error) {

@@ -212,7 +212,7 @@ async fn the_file_is_followed_and_one_that_cannot_be_used_changes_nothing() {
     let held = file.acquire(request, &board).await;
     assert_eq!(
         held,
-        own_lease(PerFamily::v4("10.5.1.0/24".parse().unwrap()))
+        OwnLease::without_end(PerFamily::v4("10.5.1.0/24".parse().unwrap()))
     );
     let (publish, published) = watch::channel(node("192.168.100.1", 1));
     let (sender, mut events) = mpsc::channel(8);
@@ -255,12 +255,24 @@ async fn the_file_is_followed_and_one_that_cannot_be_used_changes_nothing() {
     publish.send_replace(node("192.168.100.1", 1));
     wait_for_problem(&board, "").await;
 
-    fs::write(
-        &path,
-        document(&[("10.5.7.0-24", own.1.clone())]).replace("10.5.0.0/16", "10.4.0.0/15"),
-    )
-    .unwrap();
-    wait_for_problem(&board, "config has changed").await;
+    // From here on no file is to be used; the one before had two leases, the others have fewer.
+    let mut unchanged = || {
+        while let Ok(event) = events.try_recv() {
+            assert_eq!(understood(event).len(), 2);
+        }
+    };
+    let alone = document(&[("10.5.7.0-24", own.1.clone())]);
+    for (old, new) in [
+        ("10.5.0.0/16", "10.4.0.0/15"),
+        (r#"{"Type":"vxlan"}"#, r#"{"Type":"host-gw"}"#),
+    ] {
+        write(&[]);
+        wait_for_problem(&board, "leases is empty").await;
+        unchanged();
+        fs::write(&path, alone.replace(old, new)).unwrap();
+        wait_for_problem(&board, "config has changed").await;
+        unchanged();
+    }
     fs::remove_file(&path).unwrap();
     drop(events);
     tokio::time::timeout(REPORTED, run)
