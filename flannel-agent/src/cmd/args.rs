@@ -11,8 +11,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
 use super::values::{
-    Optional, Secret, duration, go_bool, heartbeat, mark_bit, optional, path, pin_dir, port, renew_margin,
-    resync,
+    Optional, Secret, duration, go_bool, heartbeat, mark_bit, optional, path, pin_dir, port,
+    renew_margin, resync,
 };
 use crate::{fastpath, kernel::rules, lease::kube};
 

@@ -77,8 +77,8 @@ fn confined(setting: Setting, without: Without) -> anyhow::Result<AgentConfig> {
     // Tests that run at a time may want the same.
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("{setting}-{without:?}-{number}")
-        .replace(|c: char| !c.is_alphanumeric(), "-");
+    let name =
+        format!("{setting}-{without:?}-{number}").replace(|c: char| !c.is_alphanumeric(), "-");
     let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("confined-{name}"));
     let root = program.with_extension("root");
     fs::create_dir_all(&root)?;
@@ -107,7 +107,10 @@ exec chroot $R setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{boundi
 ' sh "$@"
 "#,
         root = root.display(),
-        bpffs = mount_unless(Without::BpfFs, "mount --bind /sys/fs/bpf $R/host/sys/fs/bpf"),
+        bpffs = mount_unless(
+            Without::BpfFs,
+            "mount --bind /sys/fs/bpf $R/host/sys/fs/bpf"
+        ),
         sysctls = mount_unless(
             Without::Sysctls,
             "mount --bind /proc/sys/net $R/host/proc/sys/net"

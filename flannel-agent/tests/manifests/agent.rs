@@ -45,7 +45,8 @@ pub(crate) fn runs_from(documents: &Documents) -> Outcome {
     }
     for installer in list(&pod["initContainers"]) {
         ensure!(
-            installer["securityContext"]["capabilities"] == json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}),
+            installer["securityContext"]["capabilities"]
+                == json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}),
             "an init container may more than write files"
         );
         let arguments = words(&installer["args"])?;

@@ -46,6 +46,18 @@ pub enum Error {
         /// The proxy.
         url: String,
     },
+    /// Its user needs a plugin.
+    #[error(
+        "--kubeconfig-file = {}: {field} of the user: credential plugins are not supported; give the user a token, a \
+         tokenFile or a client-certificate with its client-key",
+        path.display()
+    )]
+    Plugin {
+        /// The kubeconfig's path.
+        path: PathBuf,
+        /// The user's field.
+        field: &'static str,
+    },
     /// A URL is none.
     #[error("--kube-api-url = {url}: must be a URL such as https://10.0.0.1:6443")]
     Url {
@@ -187,9 +199,22 @@ async fn kubeconfig(path: &Path) -> Result<Config, Error> {
             url,
         });
     }
-    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
         .await
-        .map_err(wrong)
+        .map_err(wrong)?;
+    // The client would run a plugin, and nothing else would go on meanwhile.
+    let user = &config.auth_info;
+    let plugins = [
+        ("exec", user.exec.is_some()),
+        ("auth-provider", user.auth_provider.is_some()),
+    ];
+    match plugins.into_iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(Error::Plugin {
+            path: path.to_owned(),
+            field,
+        }),
+        None => Ok(config),
+    }
 }
 
 #[cfg(test)]
@@ -258,6 +283,30 @@ mod tests {
             error.contains("proxy-url = http://proxy: proxies are not supported"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn plugins_are_refused() {
+        let path = std::env::temp_dir().join(format!("flannel-plugins-{}", std::process::id()));
+        for (field, value) in [
+            (
+                "exec",
+                "{apiVersion: client.authentication.k8s.io/v1, command: \"false\"}",
+            ),
+            ("auth-provider", "{name: gcp}"),
+        ] {
+            let text = format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+                 contexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+                 clusters: [{{name: k, cluster: {{server: \"https://10.0.0.1:6443\"}}}}]\n\
+                 users: [{{name: u, user: {{{field}: {value}}}}}]\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            let error = refused(Access::new(&path, "").unwrap()).await;
+            let expected = format!(": {field} of the user: credential plugins are not supported; ");
+            assert!(error.contains(&expected), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[tokio::test]

@@ -31,6 +31,8 @@ const PAGE: usize = 200;
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// How much later than that a watch must have ended.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
+/// How long a watch may say nothing once it has told a bookmark: servers send about one a minute.
+const SILENCE_MAX: Duration = Duration::from_secs(150);
 
 /// The Kubernetes API, connected to when first needed.
 pub struct Api {
@@ -197,6 +199,8 @@ impl Api {
         Ok(Watch {
             body: response.into_body(),
             lines: Lines::default(),
+            heard: Instant::now(),
+            bookmarks: false,
             end: Instant::now() + limit,
             limit,
         })
@@ -212,6 +216,10 @@ impl Api {
 pub struct Watch {
     body: Body,
     lines: Lines,
+    /// When the server has last sent anything.
+    heard: Instant,
+    /// Whether it sends bookmarks, which a server need not.
+    bookmarks: bool,
     /// When it must have ended.
     end: Instant,
     limit: Duration,
@@ -226,11 +234,15 @@ impl Watch {
     pub async fn next(&mut self, names: &Names) -> Result<Option<Change>, Error> {
         loop {
             if let Some(line) = self.lines.next_line() {
-                return Ok(Some(watch::read(line, names)?));
+                let change = watch::read(line, names)?;
+                self.bookmarks |= matches!(change, Change::Bookmark(_));
+                return Ok(Some(change));
             }
-            let frame = tokio::time::timeout_at(self.end.into(), self.body.frame());
+            let (deadline, limit) = self.deadline();
+            let frame = tokio::time::timeout_at(deadline.into(), self.body.frame());
             match frame.await {
                 Ok(Some(Ok(frame))) => {
+                    self.heard = Instant::now();
                     if let Some(bytes) = frame.data_ref() {
                         self.lines.push(bytes)?;
                     }
@@ -242,8 +254,18 @@ impl Watch {
                     });
                 }
                 Ok(None) => return Ok(None),
-                Err(_) => return Err(Error::Silent(self.limit)),
+                Err(_) => return Err(Error::Silent(limit)),
             }
+        }
+    }
+
+    /// Until when the server must have sent something, and the limit that this comes from.
+    fn deadline(&self) -> (Instant, Duration) {
+        let quiet = self.heard + SILENCE_MAX;
+        if self.bookmarks && quiet < self.end {
+            (quiet, SILENCE_MAX)
+        } else {
+            (self.end, self.limit)
         }
     }
 }
@@ -275,6 +297,24 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_is_noticed_soon_once_there_are_bookmarks() {
+        let (heard, limit) = (Instant::now(), SILENCE_MAX * 2);
+        let mut watch = Watch {
+            body: Body::from(Vec::<u8>::new()),
+            lines: Lines::default(),
+            heard,
+            bookmarks: false,
+            end: heard + limit,
+            limit,
+        };
+        assert_eq!(watch.deadline(), (heard + limit, limit));
+        watch.bookmarks = true;
+        assert_eq!(watch.deadline(), (heard + SILENCE_MAX, SILENCE_MAX));
+        watch.heard += limit;
+        assert_eq!(watch.deadline(), (heard + limit, limit));
+    }
 
     #[test]
     fn values_in_a_query_are_escaped() {

@@ -59,7 +59,7 @@ pub enum Error {
     /// A line of a watch is none.
     #[error(transparent)]
     Garbled(#[from] Garbled),
-    /// A watch that has outlived what was asked for: the connection is dead.
+    /// A watch that has outlived what was asked for, or has said nothing for too long: the connection is dead.
     #[error("watch: silent for {} s", .0.as_secs())]
     Silent(Duration),
 }

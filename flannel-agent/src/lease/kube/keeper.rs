@@ -2,17 +2,21 @@
 //! should be.
 
 mod own;
+mod rewrites;
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch as channel};
+use tokio::{
+    sync::{mpsc, watch as channel},
+    time::sleep,
+};
 
 use own::Own;
 
-use super::{Kube, PROBLEM, backoff::Backoff, error::Error, node::Node, watch::Change};
+use super::{Kube, PROBLEM, api::Page, backoff::Backoff, error::Error, node::Node, watch::Change};
 use crate::{
     board::Board,
     family::PerFamily,
@@ -25,6 +29,11 @@ use crate::{
 const GARBLED_MAX: u32 = 3;
 /// A watch that ends sooner than that, without a failure, was not worth much.
 const WATCH_MIN: Duration = Duration::from_secs(5);
+/// Longest pause before the list that a forgotten version costs: an API server that has started anew has forgotten those
+/// of all nodes at once. The data plane goes on meanwhile.
+const RELIST_JITTER: Duration = Duration::from_secs(3);
+/// How often a further page of a list is asked for before the list begins anew.
+const PAGE_ATTEMPTS: u32 = 5;
 
 /// Follows the Nodes.
 pub struct Keeper {
@@ -36,8 +45,8 @@ pub struct Keeper {
     own: Own,
     /// The version from which the watch continues; none if the list is to be asked for.
     version: Option<String>,
-    /// Whether that version is a list's own: nothing was told since.
-    fresh: bool,
+    /// Whether the list was asked for again because the server has forgotten something, and nothing was told since.
+    relisted: bool,
     /// Lines without meaning since the last change.
     garbled: u32,
     events: mpsc::Sender<Event>,
@@ -59,7 +68,7 @@ impl Keeper {
             entries: BTreeMap::new(),
             own: Own::new(own, node),
             version: None,
-            fresh: false,
+            relisted: false,
             garbled: 0,
             kube,
             request,
@@ -89,9 +98,11 @@ impl Keeper {
     async fn broken(&mut self, error: &Error, backoff: &mut Backoff) {
         if error.is_gone() {
             self.version = None;
-            // If even the version of a list is forgotten at once, then not in a loop.
-            if !self.fresh {
-                tracing::info!(%error, "the API server has forgotten where the watch was; listing again");
+            // If what the new list says is forgotten at once, too, then not in a loop.
+            if !self.relisted {
+                self.relisted = true;
+                tracing::info!(%error, "the API server has forgotten where the list or watch was; listing again");
+                sleep(rand::random_range(Duration::ZERO..=RELIST_JITTER)).await;
                 return;
             }
         }
@@ -127,8 +138,8 @@ impl Keeper {
             tokio::select! {
                 change = watch.next(&names) => match change {
                     Ok(Some(change)) => {
-                        *backoff = Backoff::new();
                         self.changed(change).await?;
+                        *backoff = Backoff::new();
                     }
                     Ok(None) => {
                         // A server that ends each watch at once is not asked in a loop.
@@ -142,7 +153,7 @@ impl Keeper {
                         return Err(error);
                     }
                 },
-                () = until(self.own.retry) => self.maintain().await,
+                () = until(self.own.due()) => self.maintain().await,
                 () = self.board.until_ready(), if unready => self.maintain().await,
                 changed = publish.changed() => match changed {
                     Ok(()) => {
@@ -166,7 +177,7 @@ impl Keeper {
         let mut own = None;
         let mut next = String::new();
         let version = loop {
-            let page = self.kube.api.page(only, &next).await?;
+            let page = self.page(only, &next).await?;
             for node in page.nodes {
                 match node {
                     Ok(node) if node.name == self.kube.name => own = Some(node),
@@ -186,12 +197,26 @@ impl Keeper {
             }
             next = page.next;
         };
-        self.fresh = true;
         self.entries = entries;
         self.report(Event::Snapshot(self.entries.clone())).await;
         self.own.node = own;
         self.maintain().await;
         Ok(version)
+    }
+
+    /// A page of the list. A further one that fails is asked for again, so that those before it are not read in vain.
+    async fn page(&mut self, only: Option<&str>, next: &str) -> Result<Page, Error> {
+        let mut backoff = Backoff::new();
+        let mut attempt = 1;
+        loop {
+            match self.kube.api.page(only, next).await {
+                Err(error) if !next.is_empty() && !error.is_gone() && attempt < PAGE_ATTEMPTS => {
+                    attempt += 1;
+                    self.kube.failed(&error, &mut backoff, &self.board).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// A Node that is not understood, as an entry; none if it is this node's, or if nobody knows whose it is.
@@ -205,9 +230,11 @@ impl Keeper {
     }
 
     /// Takes note of a change, and reports it if it concerns a lease.
+    ///
+    /// # Errors
+    /// When it is the end of the watch, which is no sign that the server does well.
     async fn changed(&mut self, change: Change) -> Result<(), Error> {
         COUNTERS.kube_watch_events.count();
-        (self.garbled, self.fresh) = (0, false);
         let version = match change {
             Change::Put(node) if node.name == self.kube.name => {
                 let version = node.version.clone();
@@ -249,6 +276,7 @@ impl Keeper {
         if !version.is_empty() {
             self.version = Some(version);
         }
+        (self.garbled, self.relisted) = (0, false);
         Ok(())
     }
 

@@ -124,16 +124,14 @@ impl Kube {
         }
     }
 
-    /// This node's Node object. Waits until it is there.
+    /// This node's Node object. Waits until it is there; that it is no longer waited for is left to the caller to say,
+    /// who may have a problem with the API server of his own.
     async fn own_object(&mut self, board: &Board) -> Node {
         let mut backoff = Backoff::new();
         let name = self.name.clone();
         loop {
             match self.api.node(&name).await {
-                Ok(node) => {
-                    board.problem(PROBLEM, None);
-                    return node;
-                }
+                Ok(node) => return node,
                 Err(error) if error.is_not_found() => {
                     board.problem(PROBLEM, Some(absent(&name)));
                     sleep(WAIT).await;
@@ -170,6 +168,7 @@ impl SubnetManager for Kube {
         self.name = self.node_name(board).await;
         loop {
             let node = self.own_object(board).await;
+            board.problem(PROBLEM, None);
             let names = self.api.names();
             match node.annotations.node_public(names) {
                 Ok(public) => {
@@ -196,11 +195,13 @@ impl SubnetManager for Kube {
             let subnets = match assigned(&node, &request.config) {
                 Ok(subnets) => subnets,
                 Err(problem) => {
+                    board.problem(PROBLEM, None);
                     board.problem(OWN_PROBLEM, Some(problem));
                     sleep(WAIT).await;
                     continue;
                 }
             };
+            board.problem(OWN_PROBLEM, None);
             let changes = node.annotations.changes(&request.attributes);
             if !changes.is_empty() {
                 let patch = annotations::patch(&changes, self.api.names());
@@ -213,13 +214,12 @@ impl SubnetManager for Kube {
                 }
             }
             board.problem(PROBLEM, None);
-            board.problem(OWN_PROBLEM, None);
             tracing::info!(
                 node = self.name,
                 subnet = subnets.join(),
                 "subnet assigned by Kubernetes"
             );
-            let own = lease(subnets);
+            let own = OwnLease::without_end(subnets);
             self.held = Some((request, own.clone(), node));
             return own;
         }
@@ -244,14 +244,6 @@ const BOTH: PerFamily<()> = PerFamily {
     v4: Some(()),
     v6: Some(()),
 };
-
-/// A lease on subnets that Kubernetes has assigned: it lasts as long as the Node.
-fn lease(subnets: PerFamily<IpNet>) -> OwnLease {
-    OwnLease {
-        subnets,
-        expires: None,
-    }
-}
 
 /// What is said of a Node that is not there.
 fn absent(name: &str) -> String {

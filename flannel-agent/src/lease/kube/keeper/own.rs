@@ -1,18 +1,15 @@
 //! This node's own Node object, kept as it should be: its annotations, its condition, and the subnets that it is assigned.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use super::Keeper;
+use super::{Keeper, rewrites::Rewrites};
 use crate::lease::{
     Event, OwnLease,
     kube::{
         OWN_PROBLEM, absent, annotations, assigned, backoff::Backoff, condition, error::Error,
-        lease, node::Node,
+        node::Node,
     },
 };
-
-/// Shortest time between two patches of annotations: somebody else may insist on his own.
-const PATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// This node.
 pub(super) struct Own {
@@ -23,8 +20,8 @@ pub(super) struct Own {
     pub(super) ready: bool,
     /// `metadata.uid` of the Node whose condition was seen to.
     announced: Option<String>,
-    /// When annotations were last patched.
-    patched: Option<Instant>,
+    /// How annotations were last patched: somebody else may insist on his own.
+    rewrites: Rewrites,
     /// When a patch that has failed, or that came too soon, is tried again.
     pub(super) retry: Option<Instant>,
     backoff: Backoff,
@@ -38,10 +35,15 @@ impl Own {
             node: Some(node),
             ready: false,
             announced: None,
-            patched: None,
+            rewrites: Rewrites::new(),
             retry: None,
             backoff: Backoff::new(),
         }
+    }
+
+    /// When the Node must be seen to even if nothing happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.retry.into_iter().chain(self.rewrites.over()).min()
     }
 }
 
@@ -62,6 +64,7 @@ impl Keeper {
     /// Sees to it that this node's Node object says what it should; what fails is tried again later.
     pub(super) async fn maintain(&mut self) {
         self.own.retry = None;
+        self.own.rewrites.settle(Instant::now());
         self.own.ready = self.board.ready();
         let problem = match self.own_object().await {
             Ok(problem) => {
@@ -92,27 +95,33 @@ impl Keeper {
         };
         let changes = node.annotations.changes(&self.request.attributes);
         if subnets != self.own.lease.subnets {
-            self.own.lease = lease(subnets);
+            self.own.lease = OwnLease::without_end(subnets);
             self.report(Event::Own(self.own.lease.clone())).await;
         }
         if !changes.is_empty() {
-            if let Some(earliest) = self.own.patched.map(|patched| patched + PATCH_INTERVAL)
+            if let Some(earliest) = self.own.rewrites.earliest(&changes)
                 && earliest > Instant::now()
             {
                 self.own.retry = Some(earliest);
-                return Ok(None);
+                return Ok(self.rewritten());
             }
             self.patch(annotations::patch(&changes, self.kube.api.names()))
                 .await?;
-            self.own.patched = Some(Instant::now());
             tracing::info!(
                 node = self.kube.name,
                 ?changes,
                 "annotations published anew"
             );
+            self.own.rewrites.patched(changes, Instant::now());
         }
         self.announce().await?;
-        Ok(None)
+        Ok(self.rewritten())
+    }
+
+    /// What is said of somebody else who writes the annotations.
+    fn rewritten(&self) -> Option<String> {
+        let problem = self.own.rewrites.problem(self.kube.api.names())?;
+        Some(format!("node {}: {problem}", self.kube.name))
     }
 
     /// Says that the network is up, once for each Node object and once it is.

@@ -53,6 +53,43 @@ fn a_version_that_is_forgotten_costs_one_list() {
 }
 
 #[test]
+fn a_list_that_is_forgotten_at_once_is_not_asked_for_in_a_loop() {
+    let server = server();
+    let mut kube = start(&server, HOST_GW);
+    kube.settled(&server);
+    // The first is free.
+    server.interrupt_watches(Interrupt::Expired);
+    kube.settled(&server);
+    let begun = Instant::now();
+    for lists in 3..7 {
+        server.interrupt_watches(Interrupt::Expired);
+        kube.wait_problem(&["410"]);
+        kube.settled(&server);
+        assert_eq!(server.count(Kind::List), lists);
+    }
+    // At least half of 200, 400, 800 and 1600 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(1500));
+    kube.wait_well();
+}
+
+#[test]
+fn nodes_do_not_all_list_at_once_when_a_version_is_forgotten() {
+    let server = server();
+    let mut kube = start(&server, HOST_GW);
+    kube.settled(&server);
+    let begun = Instant::now();
+    for _ in 0..3 {
+        // Each after a sign that the server does well.
+        server.interrupt_watches(Interrupt::Bookmark);
+        server.interrupt_watches(Interrupt::Expired);
+        kube.settled(&server);
+    }
+    // Three random pauses of up to 3 s: less than that one time in a hundred thousand.
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    assert_eq!(server.count(Kind::List), 4);
+}
+
+#[test]
 fn a_node_that_is_not_understood_harms_no_other() {
     let server = server();
     server.put_node(peer("n2", "10.5.2.0/24", "10.0.0.2"));

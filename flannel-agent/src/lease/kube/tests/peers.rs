@@ -41,23 +41,54 @@ fn peers_come_and_change_and_go() {
     );
 }
 
-#[test]
-fn many_nodes_come_in_pages() {
-    const NODES: usize = 450;
+/// So many nodes that a list of them has three pages.
+const MANY: usize = 450;
+
+/// A server with many nodes, which refuses further pages with `code` for some `times`.
+fn crowded(times: usize, code: u16) -> ApiServer {
     let server = server();
-    for number in 0..NODES {
+    for number in 0..MANY {
         let subnet = format!("10.5.{}.{}/28", number / 16 + 10, number % 16 * 16);
         server.put_node(peer(&format!("p{number:03}"), &subnet, "10.0.0.2"));
     }
-    // A page that has expired in between: the list begins anew.
     let fault = Fault::Status {
-        code: 410,
+        code,
         retry_after: None,
     };
-    server.arm(Kind::Page, 1, fault);
+    server.arm(Kind::Page, times, fault);
+    server
+}
+
+#[test]
+fn many_nodes_come_in_pages() {
+    // A page that has expired in between: the list begins anew.
+    let server = crowded(1, 410);
     let mut kube = start(&server, HOST_GW);
-    assert_eq!(kube.settled(&server).len(), NODES);
+    assert_eq!(kube.settled(&server).len(), MANY);
     assert_eq!((server.count(Kind::List), server.count(Kind::Page)), (2, 3));
+}
+
+#[test]
+fn pages_that_always_expire_are_not_asked_for_in_a_loop() {
+    let server = crowded(4, 410);
+    let begun = Instant::now();
+    let mut kube = start(&server, HOST_GW);
+    kube.wait_problem(&["410"]);
+    assert_eq!(kube.settled(&server).len(), MANY);
+    assert_eq!((server.count(Kind::List), server.count(Kind::Page)), (5, 6));
+    // After the first, at least half of 200, 400 and 800 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(700));
+    kube.wait_well();
+}
+
+#[test]
+fn a_page_that_fails_is_asked_for_again_and_no_other() {
+    let server = crowded(3, 500);
+    let mut kube = start(&server, HOST_GW);
+    kube.wait_problem(&["500"]);
+    assert_eq!(kube.settled(&server).len(), MANY);
+    assert_eq!((server.count(Kind::List), server.count(Kind::Page)), (1, 5));
+    kube.wait_well();
 }
 
 #[test]
