@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::Notify;
+
 use crate::{
     metrics::{Gauges, exposition},
     notify,
@@ -15,7 +17,14 @@ use crate::{
 
 /// A handle on the one board of the process.
 #[derive(Clone, Default)]
-pub struct Board(Arc<Mutex<Contents>>);
+pub struct Board(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    contents: Mutex<Contents>,
+    /// Told when the agent is ready.
+    ready: Notify,
+}
 
 #[derive(Default)]
 struct Contents {
@@ -39,15 +48,19 @@ impl Contents {
 impl Board {
     /// A board that shows `status`.
     pub fn new(status: Status) -> Self {
-        Self(Arc::new(Mutex::new(Contents {
-            status,
-            ..Contents::default()
-        })))
+        Self(Arc::new(Shared {
+            contents: Mutex::new(Contents {
+                status,
+                ..Contents::default()
+            }),
+            ready: Notify::new(),
+        }))
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
         // Plain data: a panic elsewhere leaves it readable.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let contents = self.0.contents.lock();
+        contents.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// States the problem that `source` has, or that it has none.
@@ -71,7 +84,12 @@ impl Board {
 
     /// Changes the status.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.contents().status);
+        let mut contents = self.contents();
+        let before = contents.status.ready;
+        change(&mut contents.status);
+        if contents.status.ready && !before {
+            self.0.ready.notify_waiters();
+        }
     }
 
     /// The status with the current problems.
@@ -97,11 +115,37 @@ impl Board {
     pub fn ready(&self) -> bool {
         self.contents().status.ready
     }
+
+    /// Waits until the agent is ready.
+    pub async fn until_ready(&self) {
+        loop {
+            // In this order: a change between the two is not missed.
+            let told = self.0.ready.notified();
+            if self.ready() {
+                return;
+            }
+            told.await;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_the_agent_is_told_once_it_is_ready() {
+        let board = Board::default();
+        let waiting = tokio::spawn({
+            let board = board.clone();
+            async move { board.until_ready().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        board.update(|status| status.ready = true);
+        waiting.await.unwrap();
+        board.until_ready().await;
+    }
 
     #[test]
     fn problems_come_and_go_by_source() {

@@ -100,6 +100,37 @@ impl Request {
     }
 }
 
+/// What is asked of the Kubernetes API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KubeRequest {
+    /// This agent's pod.
+    Pod,
+    /// This node's Node.
+    Node,
+    /// A page of Nodes.
+    List,
+    /// All changes from now on.
+    Watch,
+    /// A change of this node's Node.
+    Patch,
+}
+
+impl KubeRequest {
+    /// All requests, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Pod, Self::Node, Self::List, Self::Watch, Self::Patch];
+
+    /// The name that messages and metrics use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "get pod",
+            Self::Node => "get node",
+            Self::List => "list nodes",
+            Self::Watch => "watch",
+            Self::Patch => "patch node",
+        }
+    }
+}
+
 /// Kinds of kernel objects, by the names that the status gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -150,11 +181,18 @@ pub struct Changes {
 #[derive(Debug)]
 pub struct Counters {
     etcd: [Changes; Request::ALL.len()],
+    kube: [Changes; KubeRequest::ALL.len()],
     changes: [Changes; Kind::ALL.len()],
     /// Connections to etcd that were made.
     pub etcd_connections: Counter,
     /// Changes of leases that etcd reported.
     pub etcd_watch_events: Counter,
+    /// Clients of the Kubernetes API that were made.
+    pub kube_connections: Counter,
+    /// What watches of the Kubernetes API told: changes of Nodes, of leases or not, and bookmarks.
+    pub kube_watch_events: Counter,
+    /// Node objects and lines of watches that were not understood.
+    pub kube_unreadable: Counter,
     /// Passes of the reconciler.
     pub passes: Counter,
     /// Those after which something is not as it should be.
@@ -166,9 +204,13 @@ pub struct Counters {
 /// The counters.
 pub static COUNTERS: Counters = Counters {
     etcd: [const { Changes::new() }; Request::ALL.len()],
+    kube: [const { Changes::new() }; KubeRequest::ALL.len()],
     changes: [const { Changes::new() }; Kind::ALL.len()],
     etcd_connections: Counter::new(),
     etcd_watch_events: Counter::new(),
+    kube_connections: Counter::new(),
+    kube_watch_events: Counter::new(),
+    kube_unreadable: Counter::new(),
     passes: Counter::new(),
     incomplete_passes: Counter::new(),
     netlink_errors: Counter::new(),
@@ -195,6 +237,11 @@ impl Counters {
     /// Requests to etcd: answered, and not.
     pub fn etcd(&self, request: Request) -> &Changes {
         &self.etcd[request as usize]
+    }
+
+    /// Requests to the Kubernetes API: answered, and not.
+    pub fn kube(&self, request: KubeRequest) -> &Changes {
+        &self.kube[request as usize]
     }
 
     /// Changes of kernel objects.
@@ -242,11 +289,16 @@ mod tests {
         for (number, request) in Request::ALL.into_iter().enumerate() {
             assert_eq!(request as usize, number);
         }
+        for (number, request) in KubeRequest::ALL.into_iter().enumerate() {
+            assert_eq!(request as usize, number);
+        }
         for (number, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, number);
         }
         let names: BTreeSet<_> = Request::ALL.map(Request::name).into();
         assert_eq!(names.len(), Request::ALL.len());
+        let names: BTreeSet<_> = KubeRequest::ALL.map(KubeRequest::name).into();
+        assert_eq!(names.len(), KubeRequest::ALL.len());
         let names: BTreeSet<_> = Kind::ALL.map(Kind::name).into();
         assert_eq!(names.len(), Kind::ALL.len());
     }

@@ -14,7 +14,7 @@ use super::values::{
     Optional, Secret, duration, go_bool, heartbeat, mark_bit, optional, path, port, renew_margin,
     resync,
 };
-use crate::{fastpath, kernel::rules};
+use crate::{fastpath, kernel::rules, lease::kube};
 
 /// Where the agent answers `status`.
 const STATUS_SOCKET: &str = "/run/flannel/agent.sock";
@@ -27,7 +27,7 @@ const OPTION_NOTES: &str = "Every option of `run` can also be given as a variabl
 The command line wins. One dash is as good as two.
 
 Exit status: 0 when done, and for `run` only when SIGTERM or SIGINT asked for the end; 1 when something failed, said in one \
-line on standard error; 2 when the command line is wrong. `run` waits for etcd, the network config and a free subnet for \
+line on standard error; 2 when the command line is wrong. `run` waits for its store, the network config and a subnet for \
 ever. A second SIGTERM or SIGINT ends it at once.";
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -144,17 +144,26 @@ pub struct RunOptions {
     /// Which tool writes traffic rules; `auto` is what EnableNFTables in the network config says, if that works here
     #[arg(long, value_enum, default_value = "auto")]
     pub traffic_rules: rules::Choice,
-    /// Kubernetes API server; for --kube-subnet-mgr only
-    #[arg(long, default_value = "", hide = true)]
+    /// Kubernetes API server; needless in a pod, and takes the place of the server in --kubeconfig-file
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "URL"
+    )]
     pub kube_api_url: String,
-    /// Kubernetes client configuration; for --kube-subnet-mgr only
-    #[arg(long, value_parser = path, default_value = "", hide = true)]
+    /// Configuration for the Kubernetes API, of which the current context counts; needless in a pod
+    #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
     pub kubeconfig_file: PathBuf,
-    /// Prefix of node annotations; for --kube-subnet-mgr only
-    #[arg(long, default_value = "flannel.alpha.coreos.com", hide = true)]
+    /// What annotations of Nodes begin with: a domain, or a domain, a slash and a name
+    #[arg(long, default_value = kube::DEFAULT_PREFIX, value_name = "PREFIX")]
     pub kube_annotation_prefix: String,
-    /// File with the network config; for --kube-subnet-mgr only
-    #[arg(long, default_value = "/etc/kube-flannel/net-conf.json", hide = true)]
+    /// File with the network config, for --kube-subnet-mgr
+    #[arg(
+        long,
+        default_value = "/etc/kube-flannel/net-conf.json",
+        value_name = "FILE"
+    )]
     pub net_config_path: PathBuf,
     /// Log level as flanneld counts: from 4 on debug, from 6 on trace
     #[arg(
@@ -277,11 +286,11 @@ pub struct Switches {
     /// Drop traffic for addresses of this node's subnet that no pod has
     #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
     pub ip_blackhole_route: bool,
-    /// Leases from the Kubernetes API instead of etcd; not there yet
+    /// Leases are Kubernetes' Nodes instead of keys in etcd; NODE_NAME, or POD_NAME and POD_NAMESPACE, say which is this
     #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]
     pub kube_subnet_mgr: bool,
-    /// Set the node's condition NetworkUnavailable; for --kube-subnet-mgr only
-    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    /// Set the Node's condition NetworkUnavailable to False once this node is up, for --kube-subnet-mgr
+    #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = ArgAction::Set)]
     pub set_node_network_unavailable: bool,
     /// Print the version on standard error and exit
     #[arg(long, value_parser = go_bool, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", action = ArgAction::Set)]

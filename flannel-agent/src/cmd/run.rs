@@ -116,6 +116,10 @@ async fn supervise(options: RunOptions, store: Store) -> anyhow::Result<()> {
     );
     let agent: Pin<Box<dyn Future<Output = anyhow::Result<()>>>> = match store {
         Store::Etcd => Box::pin(agent(store::etcd(&options)?, options, board.clone(), calls)),
+        Store::Kube => {
+            let manager = store::kube(&options).await?;
+            Box::pin(agent(manager, options, board.clone(), calls))
+        }
     };
     let result = tokio::select! {
         result = agent => result,

@@ -5,13 +5,18 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::args::RunOptions;
-use crate::lease::etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles};
+use crate::lease::{
+    etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
+    kube::{Access, Kube, Names, NodeName, Options as KubeOptions},
+};
 
 /// Where leases are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// `--etcd-endpoints`.
     Etcd,
+    /// `--kube-subnet-mgr`.
+    Kube,
 }
 
 impl Store {
@@ -21,9 +26,7 @@ impl Store {
     /// When an option cannot be honoured; it is named.
     pub fn of(options: &RunOptions) -> anyhow::Result<Self> {
         if options.switches.kube_subnet_mgr {
-            bail!(
-                "--kube-subnet-mgr: the Kubernetes subnet manager is not there yet; leave it out and give --etcd-endpoints"
-            );
+            return Ok(Self::Kube);
         }
         let endpoints: Vec<&String> = options
             .etcd_endpoints
@@ -87,6 +90,25 @@ pub fn etcd(options: &RunOptions) -> anyhow::Result<Etcd> {
     };
     let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
     Ok(Etcd::new(etcd, margin))
+}
+
+/// The Kubernetes subnet manager. Files that prove who the agent is must be there at the start as for upstream; later
+/// they may change.
+///
+/// # Errors
+/// When an option or a file is wrong, or nothing says how this node is called.
+pub async fn kube(options: &RunOptions) -> anyhow::Result<Kube> {
+    let access = Access::new(&options.kubeconfig_file, &options.kube_api_url)?;
+    let names = Names::new(&options.kube_annotation_prefix)?;
+    let node = NodeName::from_variables(|name| std::env::var(name).ok())?;
+    access.client().await?;
+    Ok(Kube::new(KubeOptions {
+        access,
+        names,
+        node,
+        net_config: options.net_config_path.clone(),
+        set_network_unavailable: options.switches.set_node_network_unavailable,
+    }))
 }
 
 #[cfg(test)]

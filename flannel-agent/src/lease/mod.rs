@@ -6,6 +6,7 @@
 pub mod alloc;
 pub mod etcd;
 pub mod key;
+pub mod kube;
 pub mod value;
 
 use std::{collections::BTreeMap, future::Future, net::IpAddr, time::Instant};

@@ -92,6 +92,8 @@ const VXLAN: &str = "vxlan";
 const HOST_GW: &str = "host-gw";
 const IPIP: &str = "ipip";
 const EXTENSION: &str = "extension";
+/// Data that is not there, in JSON.
+const NULL: &str = "null";
 /// How much of a value an error message repeats, in characters.
 const SHOWN: usize = 200;
 
@@ -122,6 +124,21 @@ struct Document {
     backend_v6_data: Option<Box<RawValue>>,
 }
 
+/// The fields of a value; an empty type is that of `udp` and `alloc`, data are JSON.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts<'a> {
+    /// `PublicIP`.
+    pub public_ip: Option<&'a str>,
+    /// `PublicIPv6`.
+    pub public_ipv6: Option<&'a str>,
+    /// `BackendType`.
+    pub backend_type: &'a str,
+    /// `BackendData`.
+    pub backend_data: Option<&'a str>,
+    /// `BackendV6Data`.
+    pub backend_v6_data: Option<&'a str>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct VxlanData {
     #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
@@ -142,19 +159,6 @@ impl Attributes {
 
     /// The value to store.
     pub fn to_json(&self) -> String {
-        let vtep = |family| match &self.backend {
-            BackendData::Vxlan(vteps) => vteps.get(family).map(|vtep| {
-                raw(&VxlanData {
-                    vni: vtep.vni,
-                    vtep_mac: vtep.mac.to_string(),
-                })
-            }),
-            _ => None,
-        };
-        let backend_data = match &self.backend {
-            BackendData::Extension(output) => output.as_deref().map(go_string),
-            _ => vtep(Family::V4),
-        };
         let document = Document {
             public_ip: self
                 .addresses
@@ -163,10 +167,28 @@ impl Attributes {
                 .to_string(),
             public_ipv6: self.addresses.v6.map(|address| address.to_string()),
             backend_type: self.backend.kind().to_owned(),
-            backend_data,
-            backend_v6_data: vtep(Family::V6),
+            backend_data: self.raw_data(Family::V4),
+            backend_v6_data: self.raw_data(Family::V6),
         };
         serde_json::to_string(&document).expect("a struct of plain fields")
+    }
+
+    /// The backend's data of a family as JSON; absent if it has none.
+    pub fn data(&self, family: Family) -> Option<String> {
+        self.raw_data(family).map(|data| data.get().to_owned())
+    }
+
+    fn raw_data(&self, family: Family) -> Option<Box<RawValue>> {
+        match (&self.backend, family) {
+            (BackendData::Vxlan(vteps), _) => vteps.get(family).map(|vtep| {
+                raw(&VxlanData {
+                    vni: vtep.vni,
+                    vtep_mac: vtep.mac.to_string(),
+                })
+            }),
+            (BackendData::Extension(output), Family::V4) => output.as_deref().map(go_string),
+            _ => None,
+        }
     }
 
     /// Reads a stored value.
@@ -178,21 +200,40 @@ impl Attributes {
             value: String::from_utf8_lossy(json).chars().take(SHOWN).collect(),
             reason: error.to_string(),
         })?;
-        let v4 = address::<Ipv4Addr>("PublicIP", &document.public_ip, "must be an IPv4 address")?;
-        let v6 = document
+        Self::from_parts(&Parts {
+            public_ip: Some(&document.public_ip),
+            public_ipv6: document.public_ipv6.as_deref(),
+            backend_type: &document.backend_type,
+            backend_data: document.backend_data.as_deref().map(RawValue::get),
+            backend_v6_data: document.backend_v6_data.as_deref().map(RawValue::get),
+        })
+    }
+
+    /// Reads the fields of a value, for stores that keep them apart.
+    ///
+    /// # Errors
+    /// When they are not what flannel writes; the field, its value and the rule are named.
+    pub fn from_parts(parts: &Parts<'_>) -> Result<Self, Error> {
+        let v4 = parts
+            .public_ip
+            .map(|text| address::<Ipv4Addr>("PublicIP", text, "must be an IPv4 address"))
+            .transpose()?;
+        let v6 = parts
             .public_ipv6
-            .as_deref()
             .filter(|text| !text.is_empty())
             .map(|text| address::<Ipv6Addr>("PublicIPv6", text, "must be an IPv6 address"))
             .transpose()?;
-        let backend = match document.backend_type.as_str() {
+        let backend = match parts.backend_type {
             VXLAN => BackendData::Vxlan(PerFamily {
-                v4: vxlan("BackendData", document.backend_data.as_deref())?,
-                v6: vxlan("BackendV6Data", document.backend_v6_data.as_deref())?,
+                v4: vxlan("BackendData", parts.backend_data)?,
+                v6: vxlan("BackendV6Data", parts.backend_v6_data)?,
             }),
             HOST_GW => BackendData::HostGw,
             IPIP => BackendData::Ipip,
-            EXTENSION => BackendData::Extension(document.backend_data.as_deref().map(output)),
+            EXTENSION => {
+                let data = parts.backend_data.filter(|data| *data != NULL);
+                BackendData::Extension(data.map(output))
+            }
             other => BackendData::Other(other.to_owned()),
         };
         if let BackendData::Vxlan(vteps) = &backend
@@ -208,7 +249,7 @@ impl Attributes {
         let given = |address: &IpAddr| !address.is_unspecified();
         Ok(Self {
             addresses: PerFamily {
-                v4: Some(v4).filter(given),
+                v4: v4.filter(given),
                 v6: v6.filter(given),
             },
             backend,
@@ -250,9 +291,9 @@ fn address<A: FromStr + Into<IpAddr>>(
 
 const VXLAN_RULE: &str = "must be {\"VNI\":<number>,\"VtepMAC\":\"<address>\"}";
 
-fn vxlan(field: &'static str, data: Option<&RawValue>) -> Result<Option<Vtep>, Error> {
-    let text = data.map_or("null", RawValue::get);
-    if text == "null" {
+fn vxlan(field: &'static str, data: Option<&str>) -> Result<Option<Vtep>, Error> {
+    let text = data.unwrap_or(NULL);
+    if text == NULL {
         return Ok(None);
     }
     let data: VxlanData = serde_json::from_str(text).map_err(|_| Error::Field {
@@ -274,8 +315,8 @@ fn vxlan(field: &'static str, data: Option<&RawValue>) -> Result<Option<Vtep>, E
 }
 
 /// What an extension's command has printed: a JSON string; anything else is passed on as it is.
-fn output(data: &RawValue) -> String {
-    serde_json::from_str(data.get()).unwrap_or_else(|_| data.get().to_owned())
+fn output(data: &str) -> String {
+    serde_json::from_str(data).unwrap_or_else(|_| data.to_owned())
 }
 
 fn parse_mac(text: &str) -> Option<Mac> {

@@ -3,7 +3,9 @@
 //! Written by hand, since nearly every value comes from the board or the kernel at scrape time and none is registered
 //! anywhere. Names and labels are documented here and in the README; a test holds both to the same list.
 
-use super::{COUNTERS, Counters, Gauges, Kind, Request, page::Page, process::Process};
+use super::{
+    COUNTERS, Changes, Counters, Gauges, Kind, KubeRequest, Request, page::Page, process::Process,
+};
 use crate::status::Status;
 
 /// The format's media type.
@@ -16,6 +18,7 @@ pub fn text(status: &Status, problems: usize, gauges: &Gauges) -> String {
     leases(&mut page, gauges);
     kernel(&mut page, &COUNTERS, gauges);
     etcd(&mut page, &COUNTERS);
+    kube(&mut page, &COUNTERS);
     fast_path(&mut page, gauges);
     process(&mut page, &Process::read());
     page.into_text()
@@ -119,24 +122,15 @@ fn kernel(page: &mut Page, counters: &Counters, gauges: &Gauges) {
 }
 
 fn etcd(page: &mut Page, counters: &Counters) {
-    let mut requests = page.counter("flannel_etcd_requests_total", "Requests to etcd.");
-    for request in Request::ALL {
-        let both = counters.etcd(request);
-        requests.labelled(
-            &[("request", &label(request))],
-            both.done.get() + both.failed.get(),
-        );
-    }
-    let mut errors = page.counter(
-        "flannel_etcd_errors_total",
-        "Requests to etcd that were refused or not answered.",
+    requests(
+        page,
+        ["flannel_etcd_requests_total", "Requests to etcd."],
+        [
+            "flannel_etcd_errors_total",
+            "Requests to etcd that were refused or not answered.",
+        ],
+        &Request::ALL.map(|request| (request.name(), counters.etcd(request))),
     );
-    for request in Request::ALL {
-        errors.labelled(
-            &[("request", &label(request))],
-            counters.etcd(request).failed.get(),
-        );
-    }
     page.counter(
         "flannel_etcd_connections_total",
         "Connections to etcd; more than one means that one was lost or renewed.",
@@ -149,9 +143,54 @@ fn etcd(page: &mut Page, counters: &Counters) {
     .value(counters.etcd_watch_events.get());
 }
 
-/// The request's name without spaces.
-fn label(request: Request) -> String {
-    request.name().replace(' ', "_")
+fn kube(page: &mut Page, counters: &Counters) {
+    requests(
+        page,
+        [
+            "flannel_kube_requests_total",
+            "Requests to the Kubernetes API.",
+        ],
+        [
+            "flannel_kube_errors_total",
+            "Requests to the Kubernetes API that were refused, not answered or broken off.",
+        ],
+        &KubeRequest::ALL.map(|request| (request.name(), counters.kube(request))),
+    );
+    page.counter(
+        "flannel_kube_connections_total",
+        "Clients of the Kubernetes API; more than one means that a connection was lost.",
+    )
+    .value(counters.kube_connections.get());
+    page.counter(
+        "flannel_kube_watch_events_total",
+        "Changes of Nodes that the Kubernetes API reported.",
+    )
+    .value(counters.kube_watch_events.get());
+    page.counter(
+        "flannel_kube_unreadable_total",
+        "Node objects and lines of watches that were not understood.",
+    )
+    .value(counters.kube_unreadable.get());
+}
+
+/// The requests to a store by name, and those that failed: name and meaning of each family.
+fn requests(
+    page: &mut Page,
+    [all, all_mean]: [&'static str; 2],
+    [failed, failed_mean]: [&'static str; 2],
+    counts: &[(&str, &Changes)],
+) {
+    // Labels have no spaces.
+    let label = |name: &str| name.replace(' ', "_");
+    let mut requests = page.counter(all, all_mean);
+    for (name, both) in counts {
+        let count = both.done.get() + both.failed.get();
+        requests.labelled(&[("request", &label(name))], count);
+    }
+    let mut errors = page.counter(failed, failed_mean);
+    for (name, both) in counts {
+        errors.labelled(&[("request", &label(name))], both.failed.get());
+    }
 }
 
 fn fast_path(page: &mut Page, gauges: &Gauges) {

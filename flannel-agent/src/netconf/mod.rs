@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 pub use backend::{Backend, Extension, Ipip, Udp, Vxlan};
+use pool::Allocation;
 pub use pool::Pool;
 
 use crate::family::{Family, PerFamily};
@@ -62,7 +63,19 @@ impl NetworkConfig {
     /// # Errors
     /// When it is not JSON, or a field breaks a rule; the first such field is named.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
-        let mut check = check(json);
+        Self::checked(check(json))
+    }
+
+    /// Reads a config document for a store where somebody else assigns the subnets: any network will do that holds
+    /// them, and SubnetLen, SubnetMin and SubnetMax have no effect.
+    ///
+    /// # Errors
+    /// When it is not JSON, or a field breaks a rule; the first such field is named.
+    pub fn parse_assigned(json: &[u8]) -> Result<Self, Error> {
+        Self::checked(check_for(json, Allocation::Elsewhere))
+    }
+
+    fn checked(mut check: Check) -> Result<Self, Error> {
         match check.config {
             Some(config) => {
                 for warning in check.warnings {
@@ -93,9 +106,13 @@ impl NetworkConfig {
 
 /// Reads a config document and finds all that is wrong with it.
 pub fn check(json: &[u8]) -> Check {
+    check_for(json, Allocation::Here)
+}
+
+fn check_for(json: &[u8], allocation: Allocation) -> Check {
     let mut findings = Findings::default();
     let config = match serde_json::from_slice::<Fields>(json) {
-        Ok(fields) => read(fields, &mut findings).ok(),
+        Ok(fields) => read(fields, allocation, &mut findings).ok(),
         Err(error) => {
             findings.errors.push(Error::Json(error.to_string()));
             None
@@ -108,7 +125,11 @@ pub fn check(json: &[u8]) -> Check {
     }
 }
 
-fn read(fields: Fields, findings: &mut Findings) -> Result<NetworkConfig, Noted> {
+fn read(
+    fields: Fields,
+    allocation: Allocation,
+    findings: &mut Findings,
+) -> Result<NetworkConfig, Noted> {
     let mut reader = Reader::new(fields, "", findings);
     let enable_v4 = reader.boolean("EnableIPv4").map(|on| on.unwrap_or(true));
     let enable_v6 = reader.boolean("EnableIPv6").map(|on| on.unwrap_or(false));
@@ -120,8 +141,18 @@ fn read(fields: Fields, findings: &mut Findings) -> Result<NetworkConfig, Noted>
             "with EnableIPv6 = false there is no network: enable one of them",
         );
     }
-    let v4 = pool::read(&mut reader, Family::V4, enable_v4.unwrap_or(false));
-    let v6 = pool::read(&mut reader, Family::V6, enable_v6.unwrap_or(false));
+    let v4 = pool::read(
+        &mut reader,
+        Family::V4,
+        enable_v4.unwrap_or(false),
+        allocation,
+    );
+    let v6 = pool::read(
+        &mut reader,
+        Family::V6,
+        enable_v6.unwrap_or(false),
+        allocation,
+    );
     let backend = reader.get("Backend");
     reader.finish();
     let backend = backend::read(backend, findings)?;

@@ -39,6 +39,15 @@ impl Pool {
     }
 }
 
+/// Who chooses the nodes' subnets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Allocation {
+    /// The nodes themselves, by upstream's rules.
+    Here,
+    /// Somebody else, such as Kubernetes: the rules are not ours.
+    Elsewhere,
+}
+
 /// How the fields of a family are called, and upstream's limits.
 struct Rules {
     family: Family,
@@ -85,6 +94,7 @@ pub(super) fn read(
     reader: &mut Reader<'_>,
     family: Family,
     enabled: bool,
+    allocation: Allocation,
 ) -> Result<Option<Pool>, Noted> {
     let rules = match family {
         Family::V4 => V4,
@@ -105,6 +115,14 @@ pub(super) fn read(
             format!("required: {}", rules.prefix),
         ));
     };
+    if allocation == Allocation::Elsewhere {
+        return Ok(Some(Pool {
+            network,
+            subnet_len: rules.default_len.max(network.prefix_len()),
+            subnet_min: network.network(),
+            subnet_max: network.broadcast(),
+        }));
+    }
     let subnet_len = rules.subnet_len(reader, network, len)?;
     let step = 1u128 << (family.bits() - subnet_len);
     let edge = |number: u128| family.address(number).unwrap_or(network.network());

@@ -348,3 +348,44 @@ proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn subnets_that_somebody_else_assigns_need_no_pool() {
+    let assigned = |json: &str| {
+        let config = NetworkConfig::parse_assigned(json.as_bytes());
+        config
+            .map(|config| config.networks().join())
+            .map_err(|error| error.to_string())
+    };
+    for (json, networks) in [
+        (
+            r#"{"Network":"10.5.9.9/30","Backend":{"Type":"vxlan"}}"#,
+            "10.5.9.8/30",
+        ),
+        (
+            r#"{"Network":"10.5.0.0/32","Backend":{"Type":"vxlan"}}"#,
+            "10.5.0.0/32",
+        ),
+        (
+            r#"{"Network":"10.5.0.0/16","SubnetLen":8,"SubnetMin":"1.2.3.4","Backend":{"Type":"vxlan"}}"#,
+            "10.5.0.0/16",
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/126","Backend":{"Type":"vxlan"}}"#,
+            "fd00::/126",
+        ),
+    ] {
+        assert_eq!(assigned(json), Ok(networks.to_owned()), "{json}");
+    }
+    // What is no question of the pool is wrong in either way.
+    for json in [
+        "{",
+        r#"{"Backend":{"Type":"vxlan"}}"#,
+        r#"{"Network":"here","Backend":{"Type":"vxlan"}}"#,
+        r#"{"Network":"10.5.0.0/16","SubnetLen":"x","Backend":{"Type":"vxlan"}}"#,
+        r#"{"Network":"10.5.0.0/16","Backend":{"Type":"none"}}"#,
+        r#"{"EnableIPv4":false}"#,
+    ] {
+        assert_eq!(assigned(json), Err(parse(json).unwrap_err()), "{json}");
+    }
+}

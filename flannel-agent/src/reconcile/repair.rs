@@ -135,7 +135,11 @@ impl Reconciler {
             tunnels.filter_map(|_, link| wanted(&link.kind).then_some(link.index))
         };
         Ownership {
-            networks: config.pools.map(|_, pool| (pool.network, pool.subnet_len)),
+            // Where subnets are assigned by somebody else, the config does not say how long they are: this node's does.
+            networks: config.pools.map(|family, pool| {
+                let own = self.own.subnets.get(family);
+                (pool.network, own.map_or(pool.subnet_len, IpNet::prefix_len))
+            }),
             vteps: of_kind(|kind| matches!(kind, LinkKind::Vxlan(_))),
             former: self
                 .observed

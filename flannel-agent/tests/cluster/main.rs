@@ -27,6 +27,7 @@ mod ipip;
 mod ipv6;
 mod ipvs;
 mod kernels;
+mod kube;
 mod legs;
 mod life;
 mod marks;

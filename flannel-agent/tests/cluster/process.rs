@@ -32,7 +32,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// What cannot work ends with the documented status and one line.
 pub(crate) fn exit_statuses(setting: Setting) -> Outcome {
     /// Arguments, the exit status, and what is said.
-    const ENDS: [(&[&str], i32, &[&str]); 11] = [
+    const ENDS: [(&[&str], i32, &[&str]); 14] = [
         (&["-version"], 0, &["flannel-agent"]),
         (&["-h"], 0, &["Exit status"]),
         (&["-unknown"], 2, &["--unknown"]),
@@ -60,6 +60,21 @@ pub(crate) fn exit_statuses(setting: Setting) -> Outcome {
             &["--healthz-ip = 192.0.2.1", "--healthz-port = 1"],
         ),
         (&["-iface=nosuch"], 1, &["--iface = nosuch", "eth0"]),
+        (
+            &["-kube-subnet-mgr"],
+            1,
+            &["--kube-subnet-mgr", "NODE_NAME", "POD_NAMESPACE"],
+        ),
+        (
+            &["-kube-subnet-mgr", "-kube-annotation-prefix=org/a"],
+            1,
+            &["--kube-annotation-prefix = org/a"],
+        ),
+        (
+            &["-kube-subnet-mgr", "-kube-api-url=ftp://a"],
+            1,
+            &["--kube-api-url = ftp://a"],
+        ),
     ];
     with_unready_cluster(
         setting.cluster(vec![setting.node(), NodeConfig::default()]),

@@ -5,10 +5,10 @@ use lab::services::Form;
 use crate::support::{Outcome, Setting};
 use crate::{
     away, blackholes, bypass, cleanup, cni, comparison, config, declined, differential, escape,
-    fallback, floods, flow, flows, headers, ipv6, ipvs, kernels, life, marks, matrix, members,
-    mixed, model, mtu, nodes, offloads, order, permission, policies, process, repair, restart,
-    routes, rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers, window,
-    wire, xdp,
+    fallback, floods, flow, flows, headers, ipv6, ipvs, kernels, kube, life, marks, matrix,
+    members, mixed, model, mtu, nodes, offloads, order, permission, policies, process, repair,
+    restart, routes, rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers,
+    window, wire, xdp,
 };
 
 /// A test of one backend on one path.
@@ -190,6 +190,12 @@ pub(crate) const CONTROL: &[(&str, Test)] = &[
         secure::with_users_and_signed_tokens,
     ),
     ("members_of_etcd_come_and_go", members::come_and_go),
+    ("kube_nodes_come_and_go", kube::nodes_come_and_go),
+    (
+        "kube_api_server_is_away_without_loss",
+        kube::the_api_server_is_away_without_loss,
+    ),
+    ("kube_5000_nodes_need_little", kube::many_nodes),
     (
         "what_cannot_work_ends_with_its_status_and_one_line",
         process::exit_statuses,
