@@ -13,8 +13,8 @@ const TRACE_LEVEL: i32 = 6;
 
 /// Starts logging at flanneld's `verbosity`; the variable `RUST_LOG` wins.
 pub fn start(format: LogFormat, verbosity: i32) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,flannel_agent={}", level(verbosity))));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter(verbosity)));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
@@ -26,6 +26,13 @@ pub fn start(format: LogFormat, verbosity: i32) {
     if let Err(error) = started {
         eprintln!("error: logging: {error}");
     }
+}
+
+/// Warnings of all, and the agent at `verbosity`. What a certificate's verification fails with is said with the request
+/// that it has failed.
+fn filter(verbosity: i32) -> String {
+    let level = level(verbosity);
+    format!("warn,rustls_platform_verifier=off,flannel_agent={level}")
 }
 
 /// What klog's levels are here: flanneld logs peers and commands from 2 on, which are no news here below debug.

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::IpAddr,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ use lab::{
 use serde_json::Value;
 
 use crate::support::{
-    Outcome, PROMPT, Setting, all_arrived, eventually, shell, udp_arrives, with_cluster,
+    Outcome, PROMPT, Setting, Skipped, all_arrived, eventually, shell, udp_arrives, with_cluster,
 };
 
 /// Packets of one check.
@@ -25,9 +26,9 @@ const PACKETS: u64 = 1000;
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 
 /// Two agents and a stock node, with a pod each.
-fn cluster(setting: Setting) -> ClusterConfig {
+fn cluster(setting: Setting, leases: LeaseStore) -> ClusterConfig {
     ClusterConfig {
-        leases: LeaseStore::ApiServer,
+        leases,
         ..setting.cluster(vec![setting.node(), setting.node(), NodeConfig::stock()])
     }
 }
@@ -54,9 +55,14 @@ fn is_up(node: &Value) -> bool {
     })
 }
 
-/// Nodes come, are up, and go; each has the subnet that Kubernetes gave it.
+/// Nodes come, are up, and go; each has the subnet that Kubernetes gave it. Over TLS, with tokens.
 pub(crate) fn nodes_come_and_go(setting: Setting) -> Outcome {
-    with_cluster(cluster(setting), |cluster| {
+    let openssl = Command::new("openssl").arg("version").output();
+    ensure!(
+        openssl.is_ok(),
+        Skipped("openssl is not installed".to_owned())
+    );
+    with_cluster(cluster(setting, LeaseStore::SecureApiServer), |cluster| {
         all_reach_all(cluster)?;
         for name in ["n1", "n2"] {
             cluster
@@ -83,14 +89,30 @@ pub(crate) fn nodes_come_and_go(setting: Setting) -> Outcome {
             let left = routes.contains("10.5.4.0/24");
             Ok(if left { Err(routes) } else { Ok(()) })
         })?;
-        all_arrived(&flow.stop()?).context("between the nodes that stayed")
+        all_arrived(&flow.stop()?).context("between the nodes that stayed")?;
+
+        // Another subnet for a node: all follow it, also the subnet file.
+        cluster
+            .api_server()
+            .set_pod_cidrs("n2", &["10.5.22.0/24"])?;
+        eventually("the new subnet", PROMPT, || {
+            let (file, routes) = (
+                cluster.node(2).subnet_env()?,
+                shell(cluster.node(1), "ip route show")?,
+            );
+            let moved = routes.contains("10.5.22.0/24") && !routes.contains("10.5.2.0/24");
+            let is_there = moved && file.subnet.to_string() == "10.5.22.0/24";
+            Ok(is_there
+                .then_some(())
+                .ok_or(format!("{} {routes}", file.subnet)))
+        })
     })
 }
 
 /// The API server is away, forgets, and talks nonsense; nobody's packets notice.
 pub(crate) fn the_api_server_is_away_without_loss(setting: Setting) -> Outcome {
     const AWAY: Duration = Duration::from_secs(3);
-    with_cluster(cluster(setting), |cluster| {
+    with_cluster(cluster(setting, LeaseStore::ApiServer), |cluster| {
         let server = cluster.api_server();
         let flow = UdpFlow::start(
             &cluster.node(1).pods()[0],
@@ -169,15 +191,15 @@ pub(crate) fn many_nodes(setting: Setting) -> Outcome {
         })?;
         let took = begun.elapsed();
         let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()?))?;
-        let kib = |name: &str| {
+        let kib = |name: &str| -> anyhow::Result<u64> {
             let value = status.lines().find_map(|line| line.strip_prefix(name));
             let value = value.and_then(|text| text.trim().strip_suffix(" kB")?.parse().ok());
             value.context(name.to_owned())
         };
         // What the program's own file takes depends on how it was built.
-        let peak: u64 = kib("VmHWM:")? - kib("RssFile:")?;
+        let peak = kib("VmHWM:")? - kib("RssFile:")?;
         let pages = server.count(Kind::Page);
-        println!("{NODES} nodes: {took:.2?}, {peak} KiB at most, {pages} further pages\n{status}");
+        println!("{NODES} nodes: {took:.2?}, {peak} KiB at most, {pages} further pages");
         ensure!(peak <= MOST, "{peak} KiB at most for {NODES} nodes");
         ensure!(
             (server.count(Kind::List), server.count(Kind::Watch)) == (1, 1),

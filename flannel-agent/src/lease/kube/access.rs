@@ -13,7 +13,7 @@ use hyper_util::{
 use kube::{
     Client, Config,
     client::ConfigExt as _,
-    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tower::{BoxError, ServiceBuilder};
 
@@ -25,15 +25,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_RETRIES: u32 = 3;
 
 /// Why there is no way to the API server.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A kubeconfig cannot be used.
-    #[error("--kubeconfig-file = {}: {}", path.display(), with_source(source))]
+    #[error("--kubeconfig-file = {}: {reason}", path.display())]
     Kubeconfig {
         /// Its path.
         path: PathBuf,
         /// What is wrong with it.
-        source: Box<KubeconfigError>,
+        reason: String,
     },
     /// It names a proxy.
     #[error(
@@ -54,14 +54,26 @@ pub enum Error {
     },
     /// There is no service account.
     #[error(
-        "no way to the Kubernetes API: {}; outside a pod give --kubeconfig-file or --kube-api-url, in a pod let its \
-         service account's token be mounted",
-        with_source(.0)
+        "no way to the Kubernetes API: give --kubeconfig-file or --kube-api-url; in a pod, let the token of its service \
+         account be mounted, and KUBERNETES_SERVICE_HOST and _PORT be set: {reason}"
     )]
-    InCluster(#[from] InClusterError),
+    InCluster {
+        /// What is missing.
+        reason: String,
+    },
     /// Tokens or certificates cannot be used.
-    #[error("credentials for the Kubernetes API: {}", with_source(.0))]
-    Credentials(#[from] Box<kube::Error>),
+    #[error("credentials for the Kubernetes API: {reason}")]
+    Credentials {
+        /// What is wrong with them.
+        reason: String,
+    },
+}
+
+impl Error {
+    fn credentials(error: &kube::Error) -> Self {
+        let reason = with_source(error);
+        Self::Credentials { reason }
+    }
 }
 
 /// An error with what caused it, unless it says so itself.
@@ -119,7 +131,9 @@ impl Access {
         let mut config = match (&self.kubeconfig, url.clone()) {
             (Some(path), _) => kubeconfig(path).await?,
             (None, Some(url)) => Config::new(url),
-            (None, None) => Config::incluster()?,
+            (None, None) => Config::incluster().map_err(|error| Error::InCluster {
+                reason: with_source(&error),
+            })?,
         };
         if let Some(url) = url {
             config.cluster_url = url;
@@ -144,10 +158,13 @@ impl Access {
         // The client's own stack would try again by itself and log each failure.
         let connector = config
             .rustls_https_connector_with_connector(tcp)
-            .map_err(Box::new)?;
+            .map_err(|error| Error::credentials(&error))?;
+        let auth = config
+            .auth_layer()
+            .map_err(|error| Error::credentials(&error))?;
         let service = ServiceBuilder::new()
             .layer(config.base_uri_layer())
-            .option_layer(config.auth_layer().map_err(Box::new)?)
+            .option_layer(auth)
             .map_err(BoxError::from)
             .service(HttpClient::builder(TokioExecutor::new()).build(connector));
         Ok((Client::new(service, config.default_namespace), server))
@@ -155,9 +172,9 @@ impl Access {
 }
 
 async fn kubeconfig(path: &Path) -> Result<Config, Error> {
-    let wrong = |source| Error::Kubeconfig {
+    let wrong = |error: KubeconfigError| Error::Kubeconfig {
         path: path.to_owned(),
-        source: Box::new(source),
+        reason: with_source(&error),
     };
     let file = Kubeconfig::read_from(path).map_err(wrong)?;
     let proxies = file

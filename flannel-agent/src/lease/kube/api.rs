@@ -265,7 +265,7 @@ impl Api {
         };
         let broken = |error: &dyn std::error::Error| Error::Transport {
             request,
-            reason: chain(error),
+            reason: root(error),
         };
         let mut builder = http::Request::builder()
             .method(method)
@@ -328,7 +328,7 @@ impl Watch {
                 Ok(Some(Err(error))) => {
                     return Err(Error::Transport {
                         request: Request::Watch,
-                        reason: chain(&error),
+                        reason: root(&error),
                     });
                 }
                 Ok(None) => return Ok(None),
@@ -369,7 +369,7 @@ async fn read_body(
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Error::Transport {
             request,
-            reason: chain(&error),
+            reason: root(&error),
         })?;
         if let Some(data) = frame.data_ref() {
             bytes.extend_from_slice(data);
@@ -405,24 +405,53 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// An error with the last of its causes, such as "connection refused".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut root = None;
-    let mut source = error.source();
-    while let Some(error) = source {
-        root = Some(error.to_string());
-        source = error.source();
+/// The last of an error's causes, such as "connection refused", with what an operator can do about it.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
     }
-    let text = error.to_string();
-    match root {
-        Some(root) if !text.contains(&root) => format!("{text}: {root}"),
-        _ => text,
+    let text = root.to_string();
+    let remedy = REMEDIES.iter().find(|(part, _)| text.contains(part));
+    match remedy {
+        Some((_, remedy)) => format!("{text}; {remedy}"),
+        None => text,
     }
 }
+
+/// What is part of an error's text, and what to do then.
+const REMEDIES: [(&str, &str); 3] = [
+    (
+        "UnknownIssuer",
+        "give the authority that signed the API server's certificate: certificate-authority in --kubeconfig-file",
+    ),
+    (
+        "not valid for name",
+        "use a name or address of the API server that its certificate holds",
+    ),
+    (
+        "Connection refused",
+        "is the API server running, and is this its address?",
+    ),
+];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_root_of_an_error_comes_with_its_remedy() {
+        let shown = |text: &str| {
+            let inner = std::io::Error::other(text.to_owned());
+            root(&std::io::Error::other(inner))
+        };
+        assert_eq!(shown("broken pipe"), "broken pipe");
+        let line = shown("invalid peer certificate: UnknownIssuer");
+        assert!(
+            line.ends_with("certificate-authority in --kubeconfig-file"),
+            "{line}"
+        );
+    }
 
     #[test]
     fn values_in_a_query_are_escaped() {
