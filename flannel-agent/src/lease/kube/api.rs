@@ -4,6 +4,7 @@
 
 use std::{
     fmt::Write as _,
+    ops::Deref,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,8 @@ use super::{
     access::Access,
     annotations::Names,
     error::{Error, Refusal},
-    node::{Identity, Node},
+    list::{Listed, Page, Reader},
+    node::Node,
     watch::{self, Change, Lines},
 };
 use crate::metrics::{COUNTERS, KubeRequest as Request};
@@ -27,8 +29,8 @@ use crate::metrics::{COUNTERS, KubeRequest as Request};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit for a page of Nodes.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Nodes per page: about 3 MB of JSON, which is held while it is read.
-const PAGE: usize = 200;
+/// Nodes per page, as Go's client asks for: about 6 MB of JSON, which are read as they come.
+const PAGE: usize = 500;
 /// How long a watch lasts, in seconds, is chosen from this range, as Go's client does: not all are renewed at once.
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// How much later than that a watch must have ended.
@@ -44,32 +46,6 @@ pub struct Api {
     names: Names,
     client: Option<Client>,
     server: String,
-}
-
-/// A page of a list.
-pub struct Page {
-    /// The Nodes, or the name of one and why it cannot be understood.
-    pub nodes: Vec<Result<Node, (String, String)>>,
-    /// The version that the whole list shows.
-    pub version: String,
-    /// What the next page is asked for with; empty for the last one.
-    pub next: String,
-}
-
-#[derive(Deserialize)]
-struct List<'a> {
-    metadata: ListMetadata,
-    #[serde(borrow, default)]
-    items: Option<Vec<&'a RawValue>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMetadata {
-    #[serde(default)]
-    resource_version: String,
-    #[serde(default, rename = "continue")]
-    next: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -153,38 +129,37 @@ impl Api {
         self.read_node(Request::Patch, &answer)
     }
 
-    /// A page of all Nodes, or of the one called `only`.
+    /// A page of all Nodes, or of the one called `only`; gives `take` each as it comes, also if the page fails then.
     ///
     /// # Errors
     /// When the server does not answer or refuses, or has forgotten what `next` continues.
-    pub async fn page(&mut self, only: Option<&str>, next: &str) -> Result<Page, Error> {
+    pub async fn page(
+        &mut self,
+        only: Option<&str>,
+        next: &str,
+        mut take: impl FnMut(Listed),
+    ) -> Result<Page, Error> {
         let mut path = format!("/api/v1/nodes?limit={PAGE}");
         select(&mut path, only);
         if !next.is_empty() {
             let _ = write!(path, "&continue={}", escaped(next));
         }
-        let answer = self
-            .limited(
-                Request::List,
-                Method::GET,
-                &path,
-                String::new(),
-                PAGE_TIMEOUT,
-            )
-            .await?;
-        let list: List<'_> = parsed(Request::List, &answer)?;
-        let read = |json: &&RawValue| {
-            Node::read(json.get(), &self.names).map_err(|error| {
-                let known = serde_json::from_str::<Identity>(json.get());
-                let name = known.map(|known| known.metadata.name).unwrap_or_default();
-                (name, error.to_string())
-            })
-        };
-        Ok(Page {
-            nodes: list.items.iter().flatten().map(read).collect(),
-            version: list.metadata.resource_version,
-            next: list.metadata.next.unwrap_or_default(),
+        let request = Request::List;
+        let garbled = |source| Error::Answer { request, source };
+        let names = self.names.clone();
+        counted(request, async {
+            let whole = async {
+                let response = self.send(request, Method::GET, &path, String::new());
+                let mut body = response.await?.into_body();
+                let mut reader = Reader::new(&names);
+                while let Some(bytes) = next_bytes(request, &mut body).await? {
+                    reader.push(&bytes, &mut take).map_err(garbled)?;
+                }
+                reader.end().map_err(garbled)
+            };
+            within(request, PAGE_TIMEOUT, whole).await
         })
+        .await
     }
 
     /// All changes of Nodes since `version`, or of the one called `only`.
@@ -366,19 +341,30 @@ async fn read_body(
 ) -> Result<Vec<u8>, Error> {
     let mut body = response.into_body();
     let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::Transport {
-            request,
-            reason: root(&error),
-        })?;
-        if let Some(data) = frame.data_ref() {
-            bytes.extend_from_slice(data);
-        }
+    while let Some(part) = next_bytes(request, &mut body).await? {
+        bytes.extend_from_slice(&part);
         if bytes.len() > most {
             break;
         }
     }
     Ok(bytes)
+}
+
+/// What comes next of an answer's body; none at its end.
+async fn next_bytes(
+    request: Request,
+    body: &mut Body,
+) -> Result<Option<impl Deref<Target = [u8]>>, Error> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Error::Transport {
+            request,
+            reason: root(&error),
+        })?;
+        if let Ok(bytes) = frame.into_data() {
+            return Ok(Some(bytes));
+        }
+    }
+    Ok(None)
 }
 
 fn parsed<'a, T: Deserialize<'a>>(request: Request, answer: &'a [u8]) -> Result<T, Error> {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch as channel};
 
 use super::{
     Kube, OWN_PROBLEM, PROBLEM, absent, annotations, assigned, backoff::Backoff, condition,
-    error::Error, lease, node::Node, watch::Change,
+    error::Error, lease, list::Listed, node::Node, watch::Change,
 };
 use crate::{
     board::Board,
@@ -187,30 +187,30 @@ impl Keeper {
 
     /// Lists all Nodes, or the one called `only`, and reports them. Returns the list's version.
     async fn list(&mut self, only: Option<&str>) -> Result<String, Error> {
-        let mut entries = BTreeMap::new();
-        let mut own = None;
-        let mut next = String::new();
-        let version = loop {
-            let page = self.kube.api.page(only, &next).await?;
-            for node in page.nodes {
-                match node {
-                    Ok(node) if node.name == self.kube.name => own = Some(node),
-                    Ok(node) => {
-                        if let Some(entry) = node.entry(&self.families, self.kube.api.names()) {
-                            entries.insert(node.name, entry);
-                        }
-                    }
-                    Err((name, reason)) => {
-                        let entry = self.unreadable(&name, reason);
-                        entries.extend(entry.map(|entry| (name, entry)));
-                    }
+        let (name, families) = (self.kube.name.clone(), self.families);
+        let names = self.kube.api.names().clone();
+        let (mut entries, mut own, mut unreadable) = (BTreeMap::new(), None, Vec::new());
+        let mut take = |listed: Listed| match listed {
+            Ok(node) if node.name == name => own = Some(node),
+            Ok(node) => {
+                if let Some(entry) = node.entry(&families, &names) {
+                    entries.insert(node.name, entry);
                 }
             }
+            Err(known) => unreadable.push(known),
+        };
+        let mut next = String::new();
+        let version = loop {
+            let page = self.kube.api.page(only, &next, &mut take).await?;
             if page.next.is_empty() {
                 break page.version;
             }
             next = page.next;
         };
+        for (name, reason) in unreadable {
+            let entry = self.unreadable(&name, reason);
+            entries.extend(entry.map(|entry| (name, entry)));
+        }
         self.fresh = true;
         self.entries = entries;
         self.report(Event::Snapshot(self.entries.clone())).await;

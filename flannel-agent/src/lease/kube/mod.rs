@@ -11,6 +11,7 @@ mod backoff;
 mod condition;
 mod error;
 mod keeper;
+mod list;
 mod node;
 mod watch;
 
