@@ -445,11 +445,11 @@ fn a_node_that_is_not_understood_harms_no_other() {
 
 #[test]
 fn many_nodes_come_in_pages() {
-    const NODES: usize = 450;
+    const NODES: usize = 1_100;
     let server = server();
     for number in 0..NODES {
         let subnet = format!("10.5.{}.{}/28", number / 16 + 10, number % 16 * 16);
-        server.put_node(peer(&format!("p{number:03}"), &subnet, "10.0.0.2"));
+        server.put_node(peer(&format!("p{number:04}"), &subnet, "10.0.0.2"));
     }
     // A page that has expired in between: the list begins anew.
     let fault = Fault::Status {
