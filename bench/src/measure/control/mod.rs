@@ -154,7 +154,7 @@ mod tests {
     fn bounded_figures_are_measured() {
         let bounds = Bounds::built_in();
         let figures: Vec<_> = bounds.of("control").map(|(figure, _)| figure).collect();
-        assert_eq!(figures.len(), 9);
+        assert_eq!(figures.len(), 8);
         let what = [
             "all in place",
             "CPU",
