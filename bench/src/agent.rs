@@ -104,6 +104,27 @@ impl Agent {
         })
     }
 
+    /// An agent whose arguments say where leases are kept.
+    pub(crate) fn elsewhere(
+        lab: LabId,
+        node: &str,
+        netns: &Netns,
+        directory: &Path,
+        lifetime: Lifetime,
+        config: AgentConfig,
+    ) -> Self {
+        Self {
+            lab,
+            name: format!("agent {node}"),
+            netns: netns.clone(),
+            directory: directory.to_owned(),
+            leases: AgentFlags::default(),
+            lifetime,
+            config: Mutex::new(config),
+            daemon: Mutex::new(None),
+        }
+    }
+
     /// Changes how the agent is started from the next start on.
     pub fn configure(&self, change: impl FnOnce(&mut AgentConfig)) {
         change(

@@ -11,6 +11,7 @@ use std::{
 #[cfg(feature = "api-server")]
 use crate::kube::mock::ApiServer;
 use crate::{
+    agent::AgentConfig,
     cni,
     error::{Error, Result},
     etcd::Etcd,
@@ -259,6 +260,17 @@ impl Cluster {
         let index =
             index.ok_or_else(|| Error::Unsupported(format!("there is no node n{number}")))?;
         self.nodes.remove(index).power_off()
+    }
+
+    /// Puts our agent on a stock node, where it is to take over from what the stock flannel has set up. Starting it, and
+    /// [`Stock::restart`] on the way back, are the caller's.
+    ///
+    /// [`Stock::restart`]: crate::stock::Stock::restart
+    ///
+    /// # Errors
+    /// If there is an agent already.
+    pub fn install_agent(&self, number: u8, config: &AgentConfig) -> Result<()> {
+        self.node(number).install_agent(&self.settings, config)
     }
 
     /// The nodes, in the order of their numbers.

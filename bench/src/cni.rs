@@ -1,7 +1,10 @@
 //! Pods, attached as a container runtime and flannel's CNI plugin would do it: the real `bridge` and `host-local`
 //! plugins, with the configuration that flannel generates from `subnet.env` (upstream cni-plugin, `flannel_linux.go`),
-//! and behind them `portmap` for pods with host ports, as kube-flannel's manifest chains it.
+//! and behind them `portmap` for pods with host ports, as kube-flannel's manifest chains it, and `bandwidth` for pods
+//! with limits.
 //! A pod can also be attached by flannel's plugin itself, which then runs these.
+
+mod chained;
 
 use std::{
     env, fmt,
@@ -19,8 +22,8 @@ use crate::{
     lease::{Subnet, Subnet6},
     netns::Netns,
     process,
-    services::Protocol,
 };
+pub use chained::{Bandwidth, HostPort, Wishes};
 
 /// Where distributions install the plugins.
 const PLUGIN_DIRECTORIES: [&str; 4] = [
@@ -159,17 +162,6 @@ pub fn flannel_config(node_directory: &Path, data_directory: &Path) -> serde_jso
     })
 }
 
-/// A port of a pod that its node opens too (`hostPort`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// The port on all of the node's addresses.
-    pub host: u16,
-    /// The pod's port.
-    pub pod: u16,
-    /// The transport.
-    pub protocol: Protocol,
-}
-
 /// How a pod is attached.
 #[derive(Clone, Debug)]
 pub struct PodConfig {
@@ -177,30 +169,8 @@ pub struct PodConfig {
     pub plugin: PathBuf,
     /// What it is told, see [`delegate_config`] and [`flannel_config`].
     pub network: serde_json::Value,
-    /// What `portmap` is to open.
-    pub ports: Vec<HostPort>,
-}
-
-impl PodConfig {
-    /// What a runtime tells `portmap` after the first plugin has answered `result`.
-    fn port_mappings(&self, result: &str) -> serde_json::Value {
-        let result: serde_json::Value = serde_json::from_str(result).unwrap_or_default();
-        let mapping = |port: &HostPort| {
-            json!({
-                "hostPort": port.host,
-                "containerPort": port.pod,
-                "protocol": port.protocol.to_string(),
-            })
-        };
-        json!({
-            "cniVersion": self.network["cniVersion"],
-            "name": self.network["name"],
-            "type": "portmap",
-            "capabilities": { "portMappings": true },
-            "runtimeConfig": { "portMappings": self.ports.iter().map(mapping).collect::<Vec<_>>() },
-            "prevResult": result,
-        })
-    }
+    /// What the plugins behind it are to do.
+    pub wishes: Wishes,
 }
 
 /// What a plugin answers to ADD.
@@ -218,37 +188,28 @@ pub struct Attachment {
     pub host_device: String,
 }
 
-/// Attaches the pod's namespace to the node's bridge by the plugin that `config` names, and opens its host ports.
+/// Attaches the pod's namespace to the node's bridge by the plugin that `config` names, and has the plugins behind it do
+/// what the pod wishes.
 ///
 /// # Errors
 /// What the plugins report.
 pub fn add(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<Attachment> {
-    let result = invoke("ADD", &config.plugin, node, pod, &config.network)?;
-    if !config.ports.is_empty() {
-        invoke(
-            "ADD",
-            Path::new("portmap"),
-            node,
-            pod,
-            &config.port_mappings(&result),
-        )?;
+    let first = invoke("ADD", &config.plugin, node, pod, &config.network)?;
+    let mut result = first.clone();
+    for (plugin, chained) in config.wishes.chain(&config.network) {
+        let chained = chained::after(chained, &result);
+        result = invoke("ADD", Path::new(plugin), node, pod, &chained)?;
     }
-    parse_result(&result)
+    parse_result(&first)
 }
 
-/// Closes its host ports, detaches it and frees its address.
+/// Has the plugins undo what they have done, the last first: the address is free then.
 ///
 /// # Errors
 /// What the plugins report.
 pub fn delete(node: &Netns, pod: &Netns, config: &PodConfig) -> Result<()> {
-    if !config.ports.is_empty() {
-        invoke(
-            "DEL",
-            Path::new("portmap"),
-            node,
-            pod,
-            &config.port_mappings(""),
-        )?;
+    for (plugin, chained) in config.wishes.chain(&config.network).into_iter().rev() {
+        invoke("DEL", Path::new(plugin), node, pod, &chained)?;
     }
     invoke("DEL", &config.plugin, node, pod, &config.network).map(drop)
 }
@@ -401,26 +362,6 @@ mod tests {
             ours,
             serde_json::from_str::<serde_json::Value>(recorded).unwrap()
         );
-    }
-
-    #[test]
-    fn host_ports_follow_the_bridge() {
-        let config = PodConfig {
-            plugin: "bridge".into(),
-            network: delegate_config(&ENV.parse().unwrap(), Path::new("/data")),
-            ports: vec![HostPort {
-                host: 8080,
-                pod: 80,
-                protocol: Protocol::Udp,
-            }],
-        };
-        let mappings = config.port_mappings(r#"{"ips":[]}"#);
-        assert_eq!(
-            mappings["runtimeConfig"]["portMappings"],
-            json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "udp" }])
-        );
-        assert_eq!(mappings["prevResult"], json!({ "ips": [] }));
-        assert_eq!(mappings["name"], config.network["name"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -13,8 +13,8 @@ use std::{
 use crate::{
     agent::{Agent, AgentConfig},
     cluster::Settings,
-    cni::{self, Attachment, HostPort, PodConfig, SubnetEnv},
-    error::{IoContext, Result},
+    cni::{self, Attachment, PodConfig, SubnetEnv, Wishes},
+    error::{Error, IoContext, Result},
     lease_store::NewNode,
     netns::{self, Netns},
     process::{self, Lifetime},
@@ -85,6 +85,8 @@ pub struct Node {
     next_pod: AtomicU32,
     pods: Mutex<Vec<Pod>>,
     flanneld: Flanneld,
+    /// What takes over from the stock flannel.
+    successor: OnceLock<Agent>,
 }
 
 /// Who does flanneld's work on a node.
@@ -154,7 +156,25 @@ impl Node {
             next_pod: AtomicU32::new(1),
             pods: Mutex::default(),
             flanneld,
+            successor: OnceLock::new(),
         })
+    }
+
+    /// Puts an agent on a stock node, beside what the stock flannel has set up; it is not started.
+    pub(crate) fn install_agent(&self, settings: &Settings, config: &AgentConfig) -> Result<()> {
+        let agent = Agent::new(
+            settings,
+            &self.name,
+            &self.netns,
+            &self.directory,
+            config.clone(),
+        )?;
+        let refused = self.try_agent().is_some() || self.successor.set(agent).is_err();
+        if refused {
+            let reason = format!("node {} has an agent already", self.name);
+            return Err(Error::Unsupported(reason));
+        }
+        Ok(())
     }
 
     /// `n1`, `n2`, …
@@ -201,12 +221,26 @@ impl Node {
             .unwrap_or_else(|| panic!("node {} runs no agent", self.name))
     }
 
-    /// The agent, if the node's role is to run one.
+    /// The agent, if the node's role is to run one, or one has been put there ([`Cluster::install_agent`]).
+    ///
+    /// [`Cluster::install_agent`]: crate::Cluster::install_agent
     pub fn try_agent(&self) -> Option<&Agent> {
         match &self.flanneld {
             Flanneld::Agent(agent) => Some(agent),
-            Flanneld::Stock(_) | Flanneld::Nobody => None,
+            Flanneld::Stock(_) | Flanneld::Nobody => self.successor.get(),
         }
+    }
+
+    /// An agent for a node that runs none, not started: its arguments say where leases are kept.
+    pub fn new_agent(&self, config: AgentConfig) -> Agent {
+        Agent::elsewhere(
+            self.lab,
+            &self.name,
+            &self.netns,
+            &self.directory,
+            self.lifetime,
+            config,
+        )
     }
 
     /// The stock flannel.
@@ -242,18 +276,18 @@ impl Node {
     /// # Errors
     /// Without `subnet.env`, or what the plugins report.
     pub fn add_pod(&self) -> Result<Pod> {
-        self.add_pod_with_ports(&[])
+        self.add_pod_with(Wishes::default())
     }
 
-    /// As [`Node::add_pod`]; the node opens `ports` for the pod.
+    /// As [`Node::add_pod`], with host ports or limits.
     ///
     /// # Errors
     /// As [`Node::add_pod`].
-    pub fn add_pod_with_ports(&self, ports: &[HostPort]) -> Result<Pod> {
+    pub fn add_pod_with(&self, wishes: Wishes) -> Result<Pod> {
         self.attach(PodConfig {
             plugin: "bridge".into(),
             network: cni::delegate_config(&self.subnet_env()?, &self.address_directory()),
-            ports: ports.to_vec(),
+            wishes,
         })
     }
 
@@ -265,7 +299,7 @@ impl Node {
         self.attach(PodConfig {
             plugin: program.to_owned(),
             network: cni::flannel_config(&self.directory, &self.address_directory()),
-            ports: Vec::new(),
+            wishes: Wishes::default(),
         })
     }
 

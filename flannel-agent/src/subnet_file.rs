@@ -3,35 +3,17 @@
 //! The lines are upstream's to the byte (`pkg/subnet/subnet.go`, `WriteSubnetFile`). The file is never seen half
 //! written: it is replaced by a rename.
 
-use std::{
-    fmt::Write as _,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write as _, fs, path::Path};
 
 use ipnet::IpNet;
 
-use crate::family::{Family, PerFamily, gateway};
+use crate::{
+    atomic_file::{self, Error},
+    family::{Family, PerFamily, gateway},
+};
 
 /// Mode of the file, whatever the umask says: CNI plugins may run as somebody else.
 const FILE_MODE: u32 = 0o644;
-/// Mode of a directory that has to be made.
-const DIRECTORY_MODE: u32 = 0o755;
-
-/// Why `subnet.env` could not be written or read.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} {}: {source}", path.display())]
-pub struct Error {
-    /// What was tried.
-    operation: &'static str,
-    /// The file or directory.
-    path: PathBuf,
-    /// What the system said.
-    source: io::Error,
-}
-
 /// Contents of `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetFile {
@@ -75,56 +57,9 @@ impl SubnetFile {
     /// # Errors
     /// When a directory or file cannot be made, written or renamed; an existing file is then as it was.
     pub fn write(&self, path: &Path) -> Result<bool, Error> {
-        let text = self.text();
-        if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
-            return Ok(false);
-        }
-        let directory = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let step = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error {
-                operation,
-                path,
-                source,
-            }
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(directory)
-            .map_err(step("create directory", directory))?;
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let written = write_synced(&temporary, &text)
-            .map_err(step("write", &temporary))
-            .and_then(|()| fs::rename(&temporary, path).map_err(step("replace", path)));
-        if written.is_err() {
-            // The error that matters is the one above.
-            let _ = fs::remove_file(&temporary);
-        }
-        written?;
-        // The rename itself must survive a power cut, or the node takes another subnet afterwards.
-        File::open(directory)
-            .and_then(|handle| handle.sync_all())
-            .map_err(step("sync directory", directory))?;
-        Ok(true)
+        // A power cut must not make the node take another subnet.
+        atomic_file::replace(path, self.text().as_bytes(), FILE_MODE)
     }
-}
-
-fn write_synced(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(path)?;
-    file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 /// What an earlier run wrote, as far as it can be understood.
@@ -171,6 +106,8 @@ pub fn parse(text: &str) -> Previous {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn example() -> SubnetFile {

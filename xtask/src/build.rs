@@ -28,10 +28,10 @@ const PROGRAMS: &str = "flannel-ebpf";
 const GENERATOR: &str = "generator";
 
 /// The agent's crate and program.
-const AGENT: &str = "flannel-agent";
+pub const AGENT: &str = "flannel-agent";
 
 /// The CNI plugin, which is built with the agent.
-const PLUGIN: &str = "flannel";
+pub const PLUGIN: &str = "flannel";
 
 /// Names the object that the agent's build script embeds.
 pub const OBJECT_VARIABLE: &str = "FLANNEL_EBPF_OBJECT";
@@ -165,9 +165,14 @@ pub fn objects(workspace: &Workspace, tools: &BpfTools) -> Result<Objects> {
     objects_with(workspace, tools, None)
 }
 
+/// Where the objects are that are wrong on purpose.
+pub fn broken_folder(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("broken")
+}
+
 /// Builds the objects that are wrong on purpose, one for each such feature, and returns their folder.
 pub fn broken_objects(workspace: &Workspace, tools: &BpfTools) -> Result<PathBuf> {
-    let folder = workspace.target.join("broken");
+    let folder = broken_folder(workspace);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for feature in BROKEN {
         let objects = objects_with(workspace, tools, Some(feature))?;

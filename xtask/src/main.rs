@@ -6,8 +6,10 @@
 mod bench;
 mod build;
 mod command;
+mod debian;
 mod demo;
 mod fuzz;
+mod image;
 mod setup;
 mod test;
 mod vm;
@@ -45,6 +47,8 @@ enum Task {
     Setup(setup::Options),
     /// Build the BPF object and the agent with the object in it.
     Build(build::Options),
+    /// Make the container image, as an archive for `ctr image import` or `docker load`.
+    Image(image::Options),
     /// Run a cluster of the agent on this machine and show what it does.
     Run(demo::Options),
     /// Run the tests: all of them, or the named suites.
@@ -78,6 +82,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.task {
         Task::Setup(options) => setup::run(&Workspace::find()?, options)?,
         Task::Build(options) => build::run(&Workspace::find()?, options)?,
+        Task::Image(options) => image::run(&Workspace::find()?, options)?,
         Task::Run(options) if options.clean => return demo::clean(),
         Task::Run(options) => return run_demo(options),
         Task::Test(options) => return test::run(&Workspace::find()?, options),

@@ -99,21 +99,41 @@ impl Text {
         let (address, port) = (service.cluster.ip(), service.cluster.port());
         let key = format!("{name}{protocol}");
         let svc = chain("KUBE-SVC-", &key);
+        let svl = chain("KUBE-SVL-", &key);
+        let local = service.local_endpoints(proxy);
+        let internal = if service.internal_local { &svl } else { &svc };
         writeln!(self.chains, ":{svc} - [0:0]")?;
-        writeln!(
-            self.nat,
-            r#"-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment "default/{name} cluster IP" -m {protocol} --dport {port} -j {svc}"#
-        )?;
+        if service.internal_local && local.is_empty() {
+            writeln!(
+                self.filter,
+                r#"-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment "default/{name} has no local endpoints" -m {protocol} --dport {port} -j DROP"#
+            )?;
+        } else {
+            writeln!(
+                self.nat,
+                r#"-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment "default/{name} cluster IP" -m {protocol} --dport {port} -j {internal}"#
+            )?;
+        }
         if service.is_external() {
             self.external(proxy, service, &svc)?;
         }
-        if let Some(pods) = proxy.pods {
+        let uses_local = service.internal_local || (service.is_external() && service.local);
+        if uses_local && !local.is_empty() {
+            writeln!(self.chains, ":{svl} - [0:0]")?;
+        }
+        if let Some(pods) = proxy
+            .pods
+            .filter(|_| !service.internal_local || !local.is_empty())
+        {
             writeln!(
                 self.nat,
-                r#"-A {svc} ! -s {pods} -d {address}/32 -p {protocol} -m comment --comment "default/{name} cluster IP" -m {protocol} --dport {port} -j KUBE-MARK-MASQ"#
+                r#"-A {internal} ! -s {pods} -d {address}/32 -p {protocol} -m comment --comment "default/{name} cluster IP" -m {protocol} --dport {port} -j KUBE-MARK-MASQ"#
             )?;
         }
         self.choice(service, &svc, &service.endpoints)?;
+        if uses_local && !local.is_empty() {
+            self.choice(service, &svl, &local)?;
+        }
         for endpoint in &service.endpoints {
             let sep = endpoint_chain(service, endpoint);
             let pod = endpoint.ip();
@@ -178,12 +198,13 @@ impl Text {
         let key = format!("{name}{protocol}");
         let ext = chain("KUBE-EXT-", &key);
         writeln!(self.chains, ":{ext} - [0:0]")?;
-        for (address, kind) in service.external_addresses() {
+        for address in &service.external {
             writeln!(
                 self.nat,
-                r#"-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment "default/{name} {kind}" -m {protocol} --dport {port} -j {ext}"#
+                r#"-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment "default/{name} external IP" -m {protocol} --dport {port} -j {ext}"#
             )?;
         }
+        self.load_balancer(service, &ext)?;
         if let Some(port) = service.node_port {
             writeln!(
                 self.nat,
@@ -213,10 +234,38 @@ impl Text {
         if local.is_empty() {
             return self.nothing_local(service);
         }
-        let svl = chain("KUBE-SVL-", &key);
-        writeln!(self.chains, ":{svl} - [0:0]")?;
-        writeln!(self.nat, "-A {ext} -j {svl}")?;
-        self.choice(service, &svl, &local)
+        writeln!(self.nat, "-A {ext} -j {}", chain("KUBE-SVL-", &key))
+    }
+
+    /// What leads to it by the addresses of its load balancer, from whom it may.
+    fn load_balancer(&mut self, service: &Service, ext: &str) -> Result {
+        let Service { name, protocol, .. } = service;
+        let port = service.cluster.port();
+        let firewall = chain("KUBE-FW-", &format!("{name}{protocol}"));
+        let restricted = !service.source_ranges.is_empty();
+        let target = if restricted { &firewall } else { ext };
+        for address in &service.load_balancer {
+            writeln!(
+                self.nat,
+                r#"-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment "default/{name} loadbalancer IP" -m {protocol} --dport {port} -j {target}"#
+            )?;
+            if restricted {
+                writeln!(
+                    self.filter,
+                    r#"-A KUBE-PROXY-FIREWALL -d {address}/32 -p {protocol} -m comment --comment "default/{name} traffic not accepted by {firewall}" -m {protocol} --dport {port} -j DROP"#
+                )?;
+            }
+        }
+        if restricted && !service.load_balancer.is_empty() {
+            writeln!(self.chains, ":{firewall} - [0:0]")?;
+            for range in &service.source_ranges {
+                writeln!(
+                    self.nat,
+                    r#"-A {firewall} -s {range} -m comment --comment "default/{name} loadbalancer IP" -j {ext}"#
+                )?;
+            }
+        }
+        Ok(())
     }
 
     /// Without a pod of this node, nothing from outside is let in.
@@ -230,7 +279,7 @@ impl Text {
             )?;
         }
         let port = service.cluster.port();
-        for (address, _) in service.external_addresses() {
+        for address in service.external_addresses() {
             writeln!(
                 self.filter,
                 "-A KUBE-EXTERNAL-SERVICES -d {address}/32 -p {protocol} {comment} -m {protocol} --dport {port} -j DROP"
@@ -251,58 +300,4 @@ fn chain(prefix: &str, what: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::{filler, tests::example};
-    use super::*;
-
-    fn count(rules: &str, text: &str) -> usize {
-        rules.lines().filter(|line| line.contains(text)).count()
-    }
-
-    #[test]
-    fn each_service_has_its_chains() {
-        let rules = rules(&Proxy::default(), &filler(3));
-        assert_eq!(count(&rules, ":KUBE-SVC-"), 3);
-        assert_eq!(count(&rules, ":KUBE-SEP-"), 6);
-        assert_eq!(
-            count(&rules, "--probability 0.5000000000"),
-            3,
-            "the last endpoint takes what is left"
-        );
-        assert_eq!(count(&rules, "DNAT --to-destination"), 6);
-        assert_eq!(count(&rules, "COMMIT"), 2);
-        assert!(rules.contains("-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp"));
-    }
-
-    #[test]
-    fn what_comes_from_outside_is_masqueraded_or_stays_local() {
-        let (proxy, service) = example(false);
-        let rules_of = |service: Service| rules(&proxy, &[service]);
-        let cluster = rules_of(service);
-        assert_eq!(
-            count(&cluster, "-j KUBE-EXT-"),
-            3,
-            "node port and two addresses"
-        );
-        assert_eq!(count(&cluster, ":KUBE-SVL-"), 0);
-        assert_eq!(
-            count(&cluster, "-j KUBE-MARK-MASQ"),
-            4,
-            "not of the cluster, from outside, and two hairpins"
-        );
-        assert_eq!(count(&cluster, "--rcheck --seconds 600 --reap"), 2);
-        assert_eq!(count(&cluster, "--set -m tcp -j DNAT"), 2);
-
-        let (_, service) = example(true);
-        let local = rules_of(service.clone());
-        assert_eq!(count(&local, ":KUBE-SVL-"), 1);
-        assert_eq!(count(&local, "-j DROP"), 1, "what is invalid");
-        let elsewhere = Service {
-            endpoints: service.endpoints[1..].to_vec(),
-            ..service
-        };
-        let elsewhere = rules_of(elsewhere);
-        assert_eq!(count(&elsewhere, ":KUBE-SVL-"), 0);
-        assert_eq!(count(&elsewhere, "has no local endpoints"), 3);
-    }
-}
+mod tests;

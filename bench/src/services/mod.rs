@@ -51,6 +51,10 @@ pub struct Service {
     /// `externalTrafficPolicy: Local`: what comes from outside goes to pods of the node that it reaches, untranslated at
     /// its source.
     pub local: bool,
+    /// `internalTrafficPolicy: Local`: what comes to the cluster address goes to pods of the node that it comes from.
+    pub internal_local: bool,
+    /// `loadBalancerSourceRanges`: who may use the addresses of the load balancer; all may if there is none.
+    pub source_ranges: Vec<Subnet>,
     /// `sessionAffinity: ClientIP`: for how long a client keeps its endpoint.
     pub affinity: Option<Duration>,
     /// Where connections are sent, each with the same probability.
@@ -72,6 +76,8 @@ impl Service {
             external: Vec::new(),
             load_balancer: Vec::new(),
             local: false,
+            internal_local: false,
+            source_ranges: Vec::new(),
             affinity: None,
             endpoints,
         }
@@ -90,11 +96,9 @@ impl Service {
         self.node_port.is_some() || !self.external.is_empty() || !self.load_balancer.is_empty()
     }
 
-    /// The addresses that are not the cluster's, with what kube-proxy calls each.
-    fn external_addresses(&self) -> impl Iterator<Item = (Ipv4Addr, &'static str)> {
-        let external = self.external.iter().map(|ip| (*ip, "external IP"));
-        let balanced = self.load_balancer.iter().map(|ip| (*ip, "loadbalancer IP"));
-        external.chain(balanced)
+    /// The addresses that are not the cluster's.
+    fn external_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.external.iter().chain(&self.load_balancer).copied()
     }
 
     /// Those endpoints that are pods of this node.
@@ -250,6 +254,8 @@ mod tests {
             external: vec![Ipv4Addr::new(203, 0, 113, 1)],
             load_balancer: vec![Ipv4Addr::new(203, 0, 113, 2)],
             local,
+            internal_local: local,
+            source_ranges: "203.0.113.128/25".parse().into_iter().collect(),
             affinity: Some(Duration::from_secs(600)),
             ..Service::new("web", CLUSTER, vec![NEAR, FAR])
         };

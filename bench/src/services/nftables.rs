@@ -117,16 +117,24 @@ impl Text {
         let (address, port) = (service.cluster.ip(), service.cluster.port());
         let chain = name("service", service);
         self.chain(&chain)?;
-        if let Some(pods) = proxy.pods {
+        let local = service.local_endpoints(proxy);
+        let uses_local = service.internal_local || (service.is_external() && service.local);
+        let own = name("local", service);
+        if uses_local && !local.is_empty() {
+            self.chain(&own)?;
+        }
+        let closed = service.internal_local && local.is_empty();
+        let internal = if service.internal_local { &own } else { &chain };
+        if let Some(pods) = proxy.pods.filter(|_| !closed) {
             self.rule(
-                &chain,
+                internal,
                 format_args!("ip daddr {address} ip saddr != {pods} jump mark-for-masquerade"),
             )?;
         }
-        if service.affinity.is_some() {
-            self.affinity(service, &chain, &service.endpoints)?;
-        }
         self.choice(service, &chain, &service.endpoints)?;
+        if uses_local && !local.is_empty() {
+            self.choice(service, &own, &local)?;
+        }
         if service.is_external() {
             self.external(proxy, service, &chain)?;
         }
@@ -134,8 +142,12 @@ impl Text {
             self.endpoint(service, endpoint)?;
         }
         self.elements += &element("cluster-ips", &address.to_string());
-        let reached = format!("{address} . {protocol} . {port} : goto {chain}");
-        self.elements += &element("service-ips", &reached);
+        let reached = format!("{address} . {protocol} . {port}");
+        self.elements += &if closed {
+            element("no-endpoint-services", &format!("{reached} : drop"))
+        } else {
+            element("service-ips", &format!("{reached} : goto {internal}"))
+        };
         Ok(())
     }
 
@@ -173,8 +185,11 @@ impl Text {
         Ok(())
     }
 
-    /// Any endpoint.
+    /// One endpoint of several: the client's own if it has one, else any.
     fn choice(&mut self, service: &Service, from: &str, endpoints: &[SocketAddrV4]) -> Result {
+        if service.affinity.is_some() {
+            self.affinity(service, from, endpoints)?;
+        }
         let chain = |endpoint| endpoint_name("endpoint", service, endpoint);
         let choices = endpoints.iter().enumerate();
         let choices: Vec<_> = choices
@@ -215,10 +230,7 @@ impl Text {
                 ),
             )?;
             if !local.is_empty() {
-                if service.affinity.is_some() {
-                    self.affinity(service, &chain, &local)?;
-                }
-                self.choice(service, &chain, &local)?;
+                self.rule(&chain, format_args!("goto {}", name("local", service)))?;
             }
         } else {
             self.rule(&chain, format_args!("jump mark-for-masquerade"))?;
@@ -226,7 +238,8 @@ impl Text {
         }
         let closed = service.local && local.is_empty();
         let port = service.cluster.port();
-        for (address, _) in service.external_addresses() {
+        self.firewall(service)?;
+        for address in service.external_addresses() {
             let reached = format!("{address} . {protocol} . {port}");
             self.elements += &element("service-ips", &format!("{reached} : goto {chain}"));
             if closed {
@@ -239,6 +252,33 @@ impl Text {
             if closed {
                 self.elements += &element("no-endpoint-nodeports", &format!("{reached} : drop"));
             }
+        }
+        Ok(())
+    }
+
+    /// Who may use the addresses of the load balancer.
+    fn firewall(&mut self, service: &Service) -> Result {
+        if service.source_ranges.is_empty() || service.load_balancer.is_empty() {
+            return Ok(());
+        }
+        let chain = name("firewall", service);
+        self.chain(&chain)?;
+        let ranges: Vec<_> = service
+            .source_ranges
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        self.rule(
+            &chain,
+            format_args!("ip saddr != {{ {} }} drop", ranges.join(" , ")),
+        )?;
+        for address in &service.load_balancer {
+            let reached = format!(
+                "{address} . {} . {}",
+                service.protocol,
+                service.cluster.port()
+            );
+            self.elements += &element("firewall-ips", &format!("{reached} : goto {chain}"));
         }
         Ok(())
     }
@@ -274,38 +314,4 @@ fn endpoint_name(kind: &str, service: &Service, endpoint: &SocketAddrV4) -> Stri
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::tests::example;
-    use super::*;
-
-    fn count(rules: &str, text: &str) -> usize {
-        rules.lines().filter(|line| line.contains(text)).count()
-    }
-
-    #[test]
-    fn what_comes_from_outside_is_masqueraded_or_stays_local() {
-        let (proxy, service) = example(false);
-        let cluster = rules(&proxy, &[service]);
-        assert_eq!(count(&cluster, ": goto external-"), 3);
-        assert_eq!(count(&cluster, "dnat to 10.5."), 2);
-        assert_eq!(
-            count(&cluster, "jump mark-for-masquerade"),
-            4,
-            "not of the cluster, from outside, and two hairpins"
-        );
-        assert_eq!(count(&cluster, "flags dynamic,timeout ; timeout 600s"), 2);
-        assert_eq!(count(&cluster, "update @affinity-"), 2);
-        assert!(cluster.contains("nodeport-ips { 192.168.100.1 }"));
-
-        let (_, service) = example(true);
-        let local = rules(&proxy, std::slice::from_ref(&service));
-        assert_eq!(count(&local, "numgen random mod 1 "), 1);
-        assert_eq!(count(&local, ": drop"), 0);
-        let elsewhere = Service {
-            endpoints: service.endpoints[1..].to_vec(),
-            ..service
-        };
-        let elsewhere = rules(&proxy, &[elsewhere]);
-        assert_eq!(count(&elsewhere, ": drop"), 3);
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ mod devices;
 mod entries;
 mod lease_value;
 mod netconf;
+mod restart;
 mod rules;
 mod udp;
 
@@ -166,31 +167,11 @@ impl Stock {
     pub fn start(&self) -> Result<()> {
         let config = NetConf::parse(&self.network_config)?;
         devices::require(config.kind)?;
-        let networks = config.networks;
         let (subnet, subnet6) = self.claim(&config)?;
         let mtu = self.mtu - config.kind.overhead();
         let tunnel = self.make_devices(&config, subnet, subnet6, mtu)?;
-        rules::install(
-            &self.netns,
-            "iptables-restore",
-            &networks.network,
-            &subnet,
-            "224.0.0.0/4",
-        )?;
-        let ipv6 = networks.ipv6.zip(subnet6);
-        if let Some(((network, _), subnet)) = ipv6 {
-            let program = "ip6tables-restore";
-            rules::install(&self.netns, program, &network, &subnet, "ff00::/8")?;
-        }
-        let env = SubnetEnv {
-            network: networks.network,
-            subnet,
-            ipv6: ipv6.map(|((network, _), subnet)| Env6 { network, subnet }),
-            mtu,
-            ip_masq: true,
-        };
-        fs::write(&self.subnet_file, env.to_string())
-            .context("write", self.subnet_file.display())?;
+        rules::install(&self.netns, &config, subnet, subnet6)?;
+        self.write_subnet_file(&config, subnet, subnet6)?;
         *self.state() = Some(State {
             subnet,
             subnet6,
@@ -199,6 +180,23 @@ impl Stock {
             tunnel,
         });
         Ok(())
+    }
+
+    fn write_subnet_file(
+        &self,
+        config: &NetConf,
+        subnet: Subnet,
+        subnet6: Option<Subnet6>,
+    ) -> Result<()> {
+        let ipv6 = config.networks.ipv6.zip(subnet6);
+        let env = SubnetEnv {
+            network: config.networks.network,
+            subnet,
+            ipv6: ipv6.map(|((network, _), subnet)| Env6 { network, subnet }),
+            mtu: self.mtu - config.kind.overhead(),
+            ip_masq: true,
+        };
+        fs::write(&self.subnet_file, env.to_string()).context("write", self.subnet_file.display())
     }
 
     /// Reads all leases and makes the kernel's entries follow them, as flanneld does on lease events.

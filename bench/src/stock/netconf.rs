@@ -59,6 +59,8 @@ pub(super) struct NetConf {
     pub(super) networks: Networks,
     pub(super) kind: Kind,
     pub(super) backend: Backend,
+    /// Whether rules are nftables' instead of iptables'.
+    pub(super) enable_nftables: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,6 +70,8 @@ struct Fields {
     subnet_len: Option<u8>,
     #[serde(default, rename = "EnableIPv6")]
     enable_ipv6: bool,
+    #[serde(default, rename = "EnableNFTables")]
+    enable_nftables: bool,
     #[serde(rename = "IPv6Network")]
     ipv6_network: Option<String>,
     #[serde(rename = "IPv6SubnetLen")]
@@ -135,6 +139,7 @@ impl NetConf {
             networks,
             kind,
             backend: fields.backend,
+            enable_nftables: fields.enable_nftables,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! used from ordinary threads. Nothing waits without a deadline, nothing spins.
 
 pub mod icmp;
+pub mod relay;
 pub mod rtt;
 pub mod tcp;
 pub mod tools;

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Bytes of a request, and of an answer: large enough for some hundred to leave any TCP window that conntrack has seen.
-const MESSAGE: usize = 1024;
+pub(super) const MESSAGE: usize = 1024;
 /// How long a connection may be idle at the server.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -45,16 +45,7 @@ impl WhoAmI {
     /// # Errors
     /// If the port cannot be opened.
     pub fn start(netns: &Netns, name: &str, port: u16) -> Result<Self> {
-        let open = || {
-            let any = (Ipv4Addr::UNSPECIFIED, port);
-            let (listener, socket) = (TcpListener::bind(any)?, UdpSocket::bind(any)?);
-            listener.set_nonblocking(true)?;
-            socket.set_nonblocking(true)?;
-            io::Result::Ok((listener, socket))
-        };
-        let (listener, socket) = netns
-            .run(open)?
-            .context("open port", format_args!("{port} in {}", netns.name()))?;
+        let (listener, socket) = open(netns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make", "event descriptor")?;
         let stopped = stop.try_clone().context("duplicate", "event descriptor")?;
         let asked = Arc::new(AtomicU64::new(0));
@@ -78,6 +69,19 @@ impl Drop for WhoAmI {
         write(&self.stop, &1_u64.to_ne_bytes()).ok();
         self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// Opens a port of both transports for polling.
+pub(super) fn open(netns: &Netns, at: SocketAddrV4) -> Result<(TcpListener, UdpSocket)> {
+    let open = || {
+        let (listener, socket) = (TcpListener::bind(at)?, UdpSocket::bind(at)?);
+        listener.set_nonblocking(true)?;
+        socket.set_nonblocking(true)?;
+        io::Result::Ok((listener, socket))
+    };
+    netns
+        .run(open)?
+        .context("open port", format_args!("{at} in {}", netns.name()))
 }
 
 fn serve(

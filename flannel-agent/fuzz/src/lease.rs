@@ -1,6 +1,6 @@
-//! Names and values of leases, as they lie in etcd.
+//! Names and values of leases, as they lie in etcd, and files of them.
 
-use flannel_agent::lease::{Attributes, key, value};
+use flannel_agent::lease::{self, Attributes, file::Document, key, value};
 
 /// A key names subnets that have one name only, or its error says what is wrong with which part.
 pub(crate) fn key(bytes: &[u8]) {
@@ -55,5 +55,24 @@ pub(crate) fn value(bytes: &[u8]) {
                 "{error}"
             );
         }
+    }
+}
+
+/// A file's leases are those that their names and values are in etcd, or its error says what is wrong with all of it.
+pub(crate) fn file(bytes: &[u8]) {
+    match Document::parse(bytes) {
+        Ok(document) => {
+            assert!(document.config.pools.v4.is_some());
+            for (name, entry) in document.leases {
+                match entry {
+                    Ok(found) => {
+                        let json = found.attributes.to_json();
+                        assert_eq!(lease::entry(&name, json.as_bytes()), Ok(found), "{name}");
+                    }
+                    Err(reason) => assert!(reason.contains(&name), "{name}: {reason}"),
+                }
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }

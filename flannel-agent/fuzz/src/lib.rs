@@ -25,7 +25,7 @@ pub struct Target {
 }
 
 /// All kinds.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "lease-key",
         run: lease::key,
@@ -33,6 +33,10 @@ pub const TARGETS: [Target; 8] = [
     Target {
         name: "lease-value",
         run: lease::value,
+    },
+    Target {
+        name: "lease-file",
+        run: lease::file,
     },
     Target {
         name: "network-config",

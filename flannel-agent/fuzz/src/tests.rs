@@ -108,6 +108,7 @@ macro_rules! tests {
 tests! {
     lease_keys: "lease-key"
     lease_values: "lease-value"
+    lease_files: "lease-file"
     network_configs: "network-config"
     subnet_envs: "subnet-env"
     cni_inputs: "cni"

@@ -70,6 +70,8 @@ pub enum Command {
     CheckConfig(CheckConfigOptions),
     /// Remove all that agent or flanneld have left on this node: devices, routes, rules, pins, files.
     Cleanup(CleanupOptions),
+    /// Put the CNI plugin and its network config where the container runtime looks; leaves those of others alone.
+    InstallCni(super::install_cni::InstallCniOptions),
 }
 
 /// Options of `run`.
@@ -108,6 +110,10 @@ pub struct RunOptions {
         value_name = "PASSWORD"
     )]
     pub etcd_password: Secret,
+    /// File with the network config and all leases, instead of etcd: for labs and fixed fleets. It is read again when it
+    /// changes, and never written
+    #[arg(long, value_parser = path, default_value = "", hide_default_value = true, value_name = "FILE")]
+    pub lease_file: PathBuf,
     /// Interface between nodes, by name or address; may be repeated, the first match wins
     #[arg(long, value_name = "NAME|ADDRESS")]
     pub iface: Vec<String>,
@@ -376,6 +382,10 @@ pub struct CleanupOptions {
     /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove only what flanneld does not know, so that it can take over while traffic goes on: BPF programs, their maps
+    /// and rules. Devices, routes, flannel's own rules and the subnet file stay
+    #[arg(long)]
+    pub keep_network: bool,
     /// The subnet file, which names the network whose routes are removed
     #[arg(long, default_value = SUBNET_FILE, value_name = "FILE")]
     pub subnet_file: PathBuf,

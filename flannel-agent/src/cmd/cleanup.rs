@@ -2,6 +2,9 @@
 //!
 //! Works without etcd: devices and rules are known by their names, and the network whose routes are removed is in the
 //! subnet file. What belongs to somebody else is never touched.
+//!
+//! With `--keep-network` only what flanneld does not know goes, and no packet of any pod is lost by it: that is the way
+//! back to flanneld.
 
 use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
@@ -13,7 +16,7 @@ use crate::{
     family::{Family, PerFamily},
     fastpath,
     kernel::{
-        apply, blackhole, conntrack,
+        apply, blackhole, connections, conntrack,
         diff::{LinkOp, Op, Ownership},
         netlink::Netlink,
         objects::{Link, Observed, Route},
@@ -49,6 +52,22 @@ pub fn run(options: &CleanupOptions) -> anyhow::Result<()> {
     for pin in remove_pins(options)? {
         say(&pin);
     }
+    let state = liberal_state(&options.subnet_file);
+    if options.keep_network {
+        for what in rules::remove_guard(options.dry_run) {
+            say(&what);
+        }
+        if let Some(what) = release_conntrack(&state, options.dry_run)? {
+            say(&what);
+        }
+        if remove_file(&options.status_socket, options.dry_run)? {
+            say(&format!("file {}", options.status_socket.display()));
+        }
+        if count == 0 {
+            println!("nothing to remove");
+        }
+        return Ok(());
+    }
     let previous = subnet_file::previous(&options.subnet_file);
     for what in remove_blackholes(&mut netlink, &previous, options.dry_run)? {
         say(&what);
@@ -65,7 +84,6 @@ pub fn run(options: &CleanupOptions) -> anyhow::Result<()> {
     {
         say(&what);
     }
-    let state = liberal_state(&options.subnet_file);
     if let Some(what) = conntrack::restore(&state, options.dry_run)? {
         say(&what);
     }
@@ -78,6 +96,28 @@ pub fn run(options: &CleanupOptions) -> anyhow::Result<()> {
         println!("nothing to remove");
     }
     Ok(())
+}
+
+/// Makes conntrack as strict as it was, without harm to the connections that there are: they stay liberal. Where they
+/// cannot be told, the node stays liberal.
+fn release_conntrack(state: &Path, dry_run: bool) -> anyhow::Result<Option<String>> {
+    if dry_run {
+        return Ok(conntrack::restore(state, true)?);
+    }
+    if !state.exists() {
+        return Ok(None);
+    }
+    match connections::keep_liberal() {
+        Ok(kept) => Ok(conntrack::restore(state, false)?
+            .map(|what| format!("{what}; {kept} TCP connections stay liberal until they end"))),
+        Err(error) => {
+            eprintln!(
+                "net.netfilter.nf_conntrack_tcp_be_liberal stays 1: connections that the fast path has carried cannot be \
+                 told apart ({error}); set it back when they have ended, or run this again"
+            );
+            Ok(None)
+        }
+    }
 }
 
 fn remove_pins(options: &CleanupOptions) -> anyhow::Result<Vec<String>> {

@@ -12,9 +12,11 @@
 pub mod args;
 pub mod check_config;
 pub mod cleanup;
+pub mod copy;
 pub mod fast_path;
 pub mod flows;
 pub mod go_flags;
+pub mod install_cni;
 pub mod probe;
 pub mod run;
 pub mod status;
@@ -29,6 +31,11 @@ use args::{Cli, Command};
 
 /// Runs the command that `argv` names; never returns before it is done.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
+    if let Some((program, arguments)) = argv.split_first()
+        && copy::is_called(program)
+    {
+        return exit(copy::run(arguments));
+    }
     let invocation = go_flags::prepare(argv, &std::env::vars_os().collect());
     let cli = Cli::command()
         .try_get_matches_from(invocation.argv)
@@ -50,7 +57,12 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Command::CheckConfig(options) => return check_config::run(&options),
         Command::Probe(options) => probe::run(&options),
         Command::Cleanup(options) => cleanup::run(&options),
+        Command::InstallCni(options) => install_cni::run(&options),
     };
+    exit(result)
+}
+
+fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

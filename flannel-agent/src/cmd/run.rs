@@ -121,6 +121,7 @@ async fn supervise(options: RunOptions, store: Store) -> anyhow::Result<()> {
             let manager = store::kube(&options).await?;
             Box::pin(agent(manager, options, board.clone(), calls))
         }
+        Store::File => Box::pin(agent(store::file(&options), options, board.clone(), calls)),
     };
     let result = tokio::select! {
         result = agent => result,
@@ -157,7 +158,7 @@ async fn agent(
     let own_node = while_answering(&mut calls, manager.own_node(&board)).await;
 
     let mut netlink = Netlink::open()?;
-    let events = Events::open().context("netlink events")?;
+    let events = Events::open().context("netlink events, which need CAP_NET_ADMIN")?;
     let wanted = wanted_interface(&options, &config, &own_node);
     let interface =
         while_answering(&mut calls, find_interface(&mut netlink, &wanted, &board)).await?;

@@ -1,13 +1,17 @@
 //! Where leases are kept, as the options of `run` say, and the subnet manager for it.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::bail;
 
 use super::args::RunOptions;
-use crate::lease::{
-    etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
-    kube::{Access, Kube, Names, NodeName, Options as KubeOptions},
+use crate::{
+    family::PerFamily,
+    lease::{
+        etcd::{Etcd, Options as EtcdOptions, TlsError, TlsFiles},
+        file::{File, Options as FileOptions},
+        kube::{Access, Kube, Names, NodeName, Options as KubeOptions},
+    },
 };
 
 /// Where leases are kept.
@@ -17,6 +21,8 @@ pub enum Store {
     Etcd,
     /// `--kube-subnet-mgr`.
     Kube,
+    /// `--lease-file`.
+    File,
 }
 
 impl Store {
@@ -25,6 +31,15 @@ impl Store {
     /// # Errors
     /// When an option cannot be honoured; it is named.
     pub fn of(options: &RunOptions) -> anyhow::Result<Self> {
+        if !options.lease_file.as_os_str().is_empty() {
+            if options.switches.kube_subnet_mgr {
+                bail!(
+                    "--lease-file = {} and --kube-subnet-mgr: leases are in the file or in the Kubernetes API; leave one out",
+                    options.lease_file.display()
+                );
+            }
+            return Ok(Self::File);
+        }
         if options.switches.kube_subnet_mgr {
             return Ok(Self::Kube);
         }
@@ -111,9 +126,40 @@ pub async fn kube(options: &RunOptions) -> anyhow::Result<Kube> {
     }))
 }
 
+/// The static-file subnet manager. Must be called where tasks can be started.
+pub fn file(options: &RunOptions) -> File {
+    File::new(FileOptions {
+        path: options.lease_file.clone(),
+        public: PerFamily {
+            v4: options.public_ip.0.map(IpAddr::from),
+            v6: options.public_ipv6.0.map(IpAddr::from),
+        },
+        interface_chosen: !options.iface.is_empty()
+            || !options.iface_regex.is_empty()
+            || options.iface_can_reach.0.is_some(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    fn store(arguments: &[&str]) -> Result<Store, String> {
+        let options = RunOptions::try_parse_from([&["run"], arguments].concat()).unwrap();
+        Store::of(&options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn leases_are_in_one_place() {
+        assert_eq!(store(&[]), Ok(Store::Etcd));
+        assert_eq!(store(&["--kube-subnet-mgr"]), Ok(Store::Kube));
+        assert_eq!(store(&["--lease-file=/a"]), Ok(Store::File));
+        assert_eq!(store(&["--lease-file="]), Ok(Store::Etcd));
+        let error = store(&["--lease-file=/a", "--kube-subnet-mgr"]).unwrap_err();
+        assert!(error.contains("--lease-file = /a"), "{error}");
+    }
 
     #[test]
     fn endpoints_are_told_from_other_text() {

@@ -66,6 +66,8 @@ pub struct Engine {
     /// What keeps the node on another receive tier than wanted.
     tier: Option<Error>,
     pods: Vec<status::Pod>,
+    /// Whether a pod is not served yet for no reason but that it is new.
+    waits: bool,
 }
 
 impl Engine {
@@ -128,6 +130,7 @@ impl Engine {
             trouble: None,
             tier: None,
             pods: Vec::new(),
+            waits: false,
         })
     }
 
@@ -146,6 +149,11 @@ impl Engine {
             .then_some(self.options.mark)
     }
 
+    /// Whether a pod will be served soon, by another [`sync`](Self::sync).
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
     /// What keeps the whole node on the kernel path.
     pub fn failure(&self) -> Option<&Error> {
         self.failure.as_ref()
@@ -154,6 +162,7 @@ impl Engine {
     /// Brings hooks and maps in line.
     pub fn sync(&mut self, topology: &Topology) {
         self.trouble = None;
+        self.waits = false;
         self.failure = self.sync_all(topology).err();
         if let Some(error) = &self.failure {
             if matches!(error, Error::NoMark) {
@@ -287,6 +296,8 @@ impl Engine {
         let served = |pod: &&Pod| pod.ip.is_ipv4() || self.options.ipv6;
         let served: Vec<&Pod> = topology.pods.iter().filter(served).collect();
         let crowded_out = crowded_out(&served);
+        self.hooks
+            .forget_others(&served.iter().map(|pod| pod.host_index).collect());
         for pod in served {
             if crowded_out.contains(&pod.host_index) {
                 let why = "the kernel carries its traffic: another pod's address has the number of one of its own";
@@ -311,6 +322,12 @@ impl Engine {
                     continue;
                 }
             };
+            if self.hooks.is_too_early(pod.host_index) {
+                let why = "the kernel carries its traffic for some seconds: the CNI plugins of its start may not be done";
+                self.list(pod, Some(why.into()));
+                self.waits = true;
+                continue;
+            }
             ports.push(pod.host_index);
             if self.options.mode == Mode::Flow
                 && let Err(error) = self.attach(Hook::AttestIn, pod)

@@ -2,6 +2,7 @@
 //! what is attached.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use aya::Ebpf;
@@ -18,6 +19,10 @@ use super::Error;
 use super::error::AttachCause as _;
 use super::pin::{PROBES_GONE, Pins};
 use super::sys;
+
+/// How long a new pod's veth is left to the CNI plugins that run behind the one that has made it: `bandwidth` fails to make
+/// its ingress qdisc where there is clsact already, and so the pod fails to start.
+const PLUGINS_DONE: Duration = Duration::from_secs(3);
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +62,8 @@ pub struct Hooks {
     attached: BTreeMap<&'static str, Devices>,
     /// Ids of this run's programs.
     own: BTreeSet<u32>,
+    /// When a pod's interface was seen first; never for those that an earlier run has attached programs to.
+    seen: BTreeMap<u32, Option<Instant>>,
 }
 
 impl Hooks {
@@ -68,11 +75,13 @@ impl Hooks {
             attach,
             attached: BTreeMap::new(),
             own: own_programs(bpf),
+            seen: BTreeMap::new(),
         };
         for (name, ifindex) in hooks.pins.existing_links() {
             if name == Hook::NicXdp.name() {
                 continue;
             }
+            hooks.seen.insert(ifindex, None);
             let hook = Hook::TRAFFIC_CONTROL
                 .into_iter()
                 .find(|hook| hook.name() == name);
@@ -183,6 +192,20 @@ impl Hooks {
             }
             other => other,
         }
+    }
+
+    /// Whether the plugins of a pod's start may still need the place of a filter at its interface.
+    pub fn is_too_early(&mut self, ifindex: u32) -> bool {
+        let seen = self
+            .seen
+            .entry(ifindex)
+            .or_insert_with(|| Some(Instant::now()));
+        self.attach == Attach::Clsact && seen.is_some_and(|at| at.elapsed() < PLUGINS_DONE)
+    }
+
+    /// Forgets all interfaces of pods but these.
+    pub fn forget_others(&mut self, pods: &BTreeSet<u32>) {
+        self.seen.retain(|ifindex, _| pods.contains(ifindex));
     }
 
     /// Whether a program of somebody else would run behind the hook, and so only on what the hook leaves.

@@ -199,6 +199,11 @@ impl FastPath {
         }
     }
 
+    /// Whether a pod will be served soon, by another [`sync`](Self::sync).
+    pub fn waits(&self) -> bool {
+        matches!(&self.state, State::Loaded(engine) if engine.waits())
+    }
+
     /// The bit of packets' marks that netfilter must set on what it attests, if it is netfilter that does; also while
     /// another mode does not need it, so that the rule does not come and go.
     pub fn mark(&mut self) -> Option<u32> {

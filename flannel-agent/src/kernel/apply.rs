@@ -28,6 +28,9 @@ use super::{
 };
 use crate::family::{Family, host};
 
+/// Where the manifests of `deploy/` mount the host's `/proc/sys`, as far as it is about networks.
+const MOUNTED_SYSCTLS: &str = "/host/proc/sys";
+
 /// Carries out one change to a device.
 ///
 /// # Errors
@@ -355,7 +358,12 @@ pub fn write_sysctl(path: &str, value: &str) -> io::Result<()> {
     fs::write(sysctl_file(path), value)
 }
 
-/// `/proc/sys/net` shows the network namespace of the process that opens it, unlike `/sys/class/net`.
+/// `/proc/sys/net` shows the network namespace of the process that opens it, unlike `/sys/class/net`. In a container it
+/// cannot be written, so the manifests mount it once more.
 fn sysctl_file(path: &str) -> std::path::PathBuf {
+    let mounted = std::path::Path::new(MOUNTED_SYSCTLS).join(path);
+    if mounted.exists() {
+        return mounted;
+    }
     std::path::Path::new("/proc/sys").join(path)
 }

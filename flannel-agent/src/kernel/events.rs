@@ -227,7 +227,8 @@ fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>
     header.msg_iov = &raw mut vector;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control);
+    // C libraries differ in its type.
+    header.msg_controllen = size_of_val(&control) as _;
     // SAFETY: `header` points to one vector over `buffer` and to `control`, both alive and writable during the call,
     // with their true lengths.
     let read = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod blackhole;
+pub mod connections;
 pub mod conntrack;
 pub mod decode;
 pub mod diff;

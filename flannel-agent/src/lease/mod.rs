@@ -4,7 +4,9 @@
 //! [`Event`]s; it must never learn where they come from.
 
 pub mod alloc;
+pub mod changes;
 pub mod etcd;
+pub mod file;
 pub mod key;
 pub mod kube;
 pub mod value;

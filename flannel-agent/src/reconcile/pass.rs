@@ -190,7 +190,8 @@ impl Reconciler {
             self.finish(rules);
         }
         // Where changes inside pods' namespaces are not heard, an address that is still to come must be looked for.
-        base && peers && (self.settings.hears_pods || !self.scan.waiting)
+        let comes = self.scan.waiting && !self.settings.hears_pods;
+        base && peers && !comes && !self.fast_path.waits()
     }
 
     /// Whether the node's own objects are as they should be, and whether the peers' are.

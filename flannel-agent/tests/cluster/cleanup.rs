@@ -140,7 +140,7 @@ fn nothing_left(node: &Node) -> Outcome {
 }
 
 /// BPF programs at the node's interfaces, one per line, by either way of attaching.
-fn programs(node: &Node) -> anyhow::Result<String> {
+pub(crate) fn programs(node: &Node) -> anyhow::Result<String> {
     let links = shell(
         node,
         "ls /proc/sys/net/ipv4/conf; tc filter show dev eth0 ingress",
@@ -162,7 +162,7 @@ fn programs(node: &Node) -> anyhow::Result<String> {
 }
 
 /// Names below the node's pin directory.
-fn pins(node: &Node) -> Vec<std::path::PathBuf> {
+pub(crate) fn pins(node: &Node) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(node.agent().pin_directory());
     entries
         .into_iter()

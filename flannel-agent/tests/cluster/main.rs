@@ -6,6 +6,7 @@
 
 mod alloc;
 mod away;
+mod beside;
 mod blackholes;
 mod bypass;
 mod cleanup;
@@ -34,6 +35,7 @@ mod marks;
 mod matrix;
 mod members;
 mod meter;
+mod migration;
 mod mixed;
 mod model;
 mod mtu;
@@ -43,6 +45,7 @@ mod order;
 mod pair;
 mod permission;
 mod policies;
+mod privileges;
 mod process;
 mod repair;
 mod restart;
@@ -55,6 +58,7 @@ mod secure;
 mod service_pair;
 mod services;
 mod spoofing;
+mod stores;
 mod suites;
 mod support;
 mod tiers;
@@ -100,6 +104,9 @@ fn main() -> ExitCode {
             let alone = flow.and(vxlan).map(|_| FLOW_ALONE);
             let ruled = (path != Path::Fast).then_some(RULED);
             let traffic = ruled.map(|_| TRAFFIC);
+            let beside = ruled.map(|_| beside::RULED);
+            let beside_traffic = ruled.map(|_| beside::TRAFFIC);
+            let beside_alone = alone.map(|_| beside::FLOW_ALONE);
             let tests = [
                 Some(EVERYWHERE),
                 vxlan,
@@ -115,6 +122,9 @@ fn main() -> ExitCode {
                 ipv6,
                 ruled,
                 traffic,
+                beside,
+                beside_traffic,
+                beside_alone,
             ];
             trials.extend(
                 tests
@@ -132,7 +142,9 @@ fn main() -> ExitCode {
             mark: true,
             broken: None,
         };
-        let tests = [RULED, FLOW, MARKS, MARKED, IPV6].into_iter().flatten();
+        let tests = [RULED, FLOW, MARKS, MARKED, IPV6, beside::RULED]
+            .into_iter()
+            .flatten();
         trials.extend(tests.map(|(name, test)| trial(setting, name, *test)));
         let read = Setting {
             mark: false,
@@ -160,6 +172,12 @@ fn main() -> ExitCode {
                 .map(|(name, test)| of_backend(backend, name, Path::Kernel, *test, || None)),
         );
     }
+    trials.extend(stores::trials());
+    trials.extend(
+        migration::TESTS
+            .iter()
+            .map(|(name, setting, test)| trial(*setting, name, *test)),
+    );
     trials.extend(udp::TESTS.iter().map(|(name, test)| alone(name, *test)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -18,15 +18,15 @@ use crate::service_pair::{ASSURED, Pair, with_pair};
 use crate::support::{Outcome, Path, Setting, shell};
 
 /// How long connecting, and an answer that must come, may take.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// How long is waited for what must not come.
-const SILENCE: Duration = Duration::from_millis(100);
+pub(crate) const SILENCE: Duration = Duration::from_millis(100);
 /// Revalidation and grace, together, as they are by default.
 const DEFAULT: Duration = Duration::from_millis(2500);
 /// Each of the two where they are set.
-const SHORT: Duration = Duration::from_millis(200);
+pub(crate) const SHORT: Duration = Duration::from_millis(200);
 /// How much later than allowed a question may be asked that is answered: between looking at the clock and sending.
-const MARGIN: Duration = Duration::from_millis(300);
+pub(crate) const MARGIN: Duration = Duration::from_millis(300);
 
 /// Who writes a policy's rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Tool {
 }
 
 /// A cluster whose agents have other times than by default.
-fn with_short_times(setting: Setting) -> ClusterConfig {
+pub(crate) fn with_short_times(setting: Setting) -> ClusterConfig {
     let mut agent = setting.agent();
     for option in ["revalidate", "grace"] {
         let argument = format!("--fast-path-{option}={}ms", SHORT.as_millis());
@@ -108,8 +108,8 @@ fn with_short_times(setting: Setting) -> ClusterConfig {
 }
 
 /// A flow that is watched while it may end.
-struct Watched {
-    flow: Questioner,
+pub(crate) struct Watched {
+    pub(crate) flow: Questioner,
     transport: Transport,
     /// A question that was not answered. TCP itself asks it again.
     pending: Option<Instant>,
@@ -130,7 +130,7 @@ impl Watched {
     }
 
     /// One of each transport, fast in all its legs if the path is.
-    fn both(pair: &Pair<'_>) -> anyhow::Result<[Self; 2]> {
+    pub(crate) fn both(pair: &Pair<'_>) -> anyhow::Result<[Self; 2]> {
         let mut flows = [
             Self::open(pair, Transport::Tcp)?,
             Self::open(pair, Transport::Udp)?,
@@ -146,7 +146,7 @@ impl Watched {
     }
 
     /// Asks, or waits for an answer that is due, for a moment.
-    fn step(&mut self) -> Outcome {
+    pub(crate) fn step(&mut self) -> Outcome {
         self.flow.set_limit(SILENCE)?;
         let (asked, result) = match (self.pending, self.transport) {
             (Some(asked), Transport::Tcp) => (asked, self.flow.answer()),
@@ -160,8 +160,13 @@ impl Watched {
         Ok(())
     }
 
+    /// Whether the last question was not answered.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// Asserts that the flow goes on.
-    fn goes_on(&mut self) -> Outcome {
+    pub(crate) fn goes_on(&mut self) -> Outcome {
         self.flow.set_limit(LIMIT)?;
         if self.transport == Transport::Tcp && self.pending.is_some() {
             self.flow.answer()?;
@@ -333,7 +338,7 @@ fn port_policies(to: Ipv4Addr, port: u16) -> [(String, String); 2] {
 }
 
 /// Asks the second server by new flows, and wants no answer.
-fn try_new(pair: &Pair<'_>) -> Outcome {
+pub(crate) fn try_new(pair: &Pair<'_>) -> Outcome {
     const MOMENT: Duration = Duration::from_millis(20);
     for transport in [Transport::Tcp, Transport::Udp] {
         let answer = pair

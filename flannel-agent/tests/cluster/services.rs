@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use lab::{
     ClusterConfig, Netns, Node, NodeConfig, Pod,
-    cni::HostPort,
+    cni::{HostPort, Wishes},
     services::{self, Form, Protocol, Proxy, Service},
     traffic::{
         rtt::Transport,
@@ -16,7 +16,7 @@ use lab::{
     underlay,
 };
 
-use crate::legs::{Count, Legs};
+use crate::legs;
 use crate::scenarios::{self, Case, From, PORT, Row, SERVICE_PORT, Sees, TABLE, World};
 use crate::support::{Outcome, Path, Setting, Skipped, shell, wait_pods_served, with_cluster};
 
@@ -26,14 +26,8 @@ const FILLERS: usize = 20;
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long is waited for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
-/// Questions of one measurement. Their bytes are more than a TCP window that conntrack knows of.
-const QUESTIONS: u64 = 100;
-/// So many of them may take the kernel's path on a fast leg: until it is attested, and while events are handled.
-const SLOW: u64 = QUESTIONS / 2;
 /// After so long conntrack calls an answered UDP flow assured.
 const ASSURED: Duration = Duration::from_millis(2100);
-/// How long it may take until a flow is fast: the agent may still be hearing of the pods.
-const SETTLED: Duration = Duration::from_secs(5);
 /// How long the client of a service with session affinity keeps its endpoint.
 const AFFINITY: Duration = Duration::from_secs(600);
 /// Connections that all must go to one of two endpoints.
@@ -102,7 +96,14 @@ impl<'a> World<'a> {
                 pod: PORT,
                 protocol,
             });
-            node.add_pod_with_ports(if host_port == 0 { &[] } else { &ports })
+            node.add_pod_with(Wishes {
+                ports: if host_port == 0 {
+                    Vec::new()
+                } else {
+                    ports.to_vec()
+                },
+                bandwidth: None,
+            })
         };
         let world = Self {
             client: pod(node1, scenarios::CLIENT_HOST_PORT)?,
@@ -176,6 +177,27 @@ impl<'a> World<'a> {
                 scenarios::HOST,
                 vec![SocketAddrV4::new(self.node2.address(), PORT)],
             ),
+            Service {
+                internal_local: true,
+                ..service(
+                    "internal",
+                    scenarios::INTERNAL,
+                    vec![to(&self.near), to(&self.far)],
+                )
+            },
+            Service {
+                internal_local: true,
+                ..service("internal-far", scenarios::INTERNAL_FAR, vec![to(&self.far)])
+            },
+            Service {
+                load_balancer: vec![scenarios::RESTRICTED],
+                source_ranges: vec![self.node1.subnet_env()?.network],
+                ..service(
+                    "restricted",
+                    scenarios::RESTRICTED_CLUSTER,
+                    vec![to(&self.far)],
+                )
+            },
         ];
         let mut all = services::filler(FILLERS);
         for service in services {
@@ -271,40 +293,10 @@ impl<'a> World<'a> {
             return Ok(());
         };
         let fast = row.fast.map(|when| when.holds(setting.backend));
-        let expected = match setting.path {
-            Path::Kernel => [false; 4],
-            _ => [fast[0], fast[0], fast[1], fast[1]],
-        };
+        let expected = [fast[0], fast[0], fast[1], fast[1]];
         let nodes = [self.node1, self.node2];
-        let start = Instant::now();
-        loop {
-            let before = Count::of(nodes)?;
-            let (first, asked) = (flow.ask()?, Instant::now());
-            for number in 1..QUESTIONS {
-                let answer = flow.ask()?;
-                ensure!(answer == first, "{answer:?} after {first:?}");
-                // What answers only after TCP has asked again and again does not work.
-                let time = asked.elapsed();
-                ensure!(time < LIMIT, "{number} answers in {time:?}");
-            }
-            let now = Count::of(nodes)?;
-            let packets = now.since(&before);
-            let never = packets
-                .iter()
-                .zip(expected)
-                .all(|(n, fast)| fast || *n == 0);
-            let legs: Legs = packets.map(|packets| packets >= QUESTIONS - SLOW);
-            if never && legs == expected {
-                break;
-            }
-            ensure!(
-                never && start.elapsed() < SETTLED,
-                "fast packets by leg {packets:?}, not {expected:?}: {:?}",
-                now.all_since(&before)
-            );
-            ensure!(case.servers.contains(&&*first.server), "{first:?}");
-            std::thread::sleep(SILENCE);
-        }
+        let answer = legs::measure(nodes, setting.path, expected, &mut flow)?;
+        ensure!(case.servers.contains(&&*answer.server), "{answer:?}");
         Ok(flow.close()?)
     }
 

@@ -6,9 +6,9 @@ use crate::support::{Outcome, Setting};
 use crate::{
     away, blackholes, bypass, cleanup, cni, comparison, config, declined, differential, escape,
     fallback, floods, flow, flows, headers, ipv6, ipvs, kernels, kube, life, marks, matrix,
-    members, mixed, model, mtu, nodes, offloads, order, permission, policies, process, repair,
-    restart, routes, rule_sources, rule_tools, rules, scenarios, secure, services, spoofing, tiers,
-    window, wire, xdp,
+    members, mixed, model, mtu, nodes, offloads, order, permission, policies, privileges, process,
+    repair, restart, routes, rule_sources, rule_tools, rules, scenarios, secure, services,
+    spoofing, tiers, window, wire, xdp,
 };
 
 /// A test of one backend on one path.
@@ -329,6 +329,10 @@ pub(crate) const RULED: &[(&str, Test)] = &[
 /// Tests of flow permission, with every backend.
 pub(crate) const FLOW: &[(&str, Test)] = &[
     (
+        "the_manifests_privileges_are_enough",
+        privileges::are_enough,
+    ),
+    (
         "a_false_source_is_dropped_if_wanted",
         spoofing::a_false_source_is_dropped_if_wanted,
     ),
@@ -459,6 +463,19 @@ pub(crate) const FLOW_LIFE: &[(&str, Test)] = &[
 
 /// Tests of flow permission that depend neither on who attests nor on the backend.
 pub(crate) const FLOW_ALONE: &[(&str, Test)] = &[
+    (
+        "a_missing_privilege_is_named_and_the_kernel_carries_all",
+        privileges::say_what_is_missing,
+    ),
+    ("without_net_admin_it_ends", privileges::net_admin_is_named),
+    (
+        "without_net_broadcast_pods_are_found",
+        privileges::net_broadcast_can_be_missing,
+    ),
+    (
+        "net_raw_is_for_iptables_legacy",
+        privileges::net_raw_is_for_iptables_legacy,
+    ),
     (
         "marks_of_the_node_stay_on_it",
         kernels::marks_of_the_node_stay_on_it,

@@ -5,8 +5,9 @@ use lab::services::Form;
 
 use crate::support::Outcome;
 use crate::{
-    cleanup, cluster, cni, compaction, config, daemons, devices, faults, interfaces, keys, leases,
-    masquerade, matrix, mixed, offloads, repair, restart, routes, services, setting, wire,
+    cleanup, cluster, cni, compaction, config, daemons, devices, faults, interfaces, keys,
+    kubernetes, leases, masquerade, matrix, mixed, offloads, repair, restart, routes, services,
+    setting, wire,
 };
 
 /// A test and its name behind the number.
@@ -265,10 +266,26 @@ pub(crate) const CHECKS: &[Check] = &[
         )
     },
     Check {
-        ours: "not there yet",
-        tests: &[("kubernetes_annotations", || {
-            setting::not_there_yet("the Kubernetes subnet manager")
-        })],
+        tests: &[
+            ("kubernetes_annotations", kubernetes::annotations::vxlan),
+            (
+                "kubernetes_annotations_host_gw",
+                kubernetes::annotations::host_gw,
+            ),
+            (
+                "kubernetes_annotations_dual_stack",
+                kubernetes::annotations::dual_stack,
+            ),
+            ("kubernetes_prefixes", kubernetes::annotations::prefixes),
+            (
+                "kubernetes_public_ip_overwrite",
+                kubernetes::annotations::public_ip_overwrite,
+            ),
+            (
+                "kubernetes_node_public_ip",
+                kubernetes::annotations::node_public_ip,
+            ),
+        ],
         ..check(
             18,
             "Kubernetes: annotations and their prefix, public address",
@@ -359,6 +376,7 @@ pub(crate) const FAULTS: &[Check] = &[
             ("removed_entries_host_gw", || {
                 repair::removed_entries(setting::host_gw())
             }),
+            ("removed_entries_kubernetes", kubernetes::faults::resync),
         ],
         ..fault(
             4,
@@ -476,6 +494,10 @@ pub(crate) const FAULTS: &[Check] = &[
             ("missing_config_is_named", || {
                 cluster::config::no_network_config(setting::vxlan())
             }),
+            (
+                "missing_pod_cidr_is_named",
+                kubernetes::faults::pod_cidr_is_missing,
+            ),
         ],
         ..fault(17, "opaque errors, no `subnet.env`", "#2232 #2253 #2063")
     },
@@ -502,5 +524,37 @@ pub(crate) const FAULTS: &[Check] = &[
             cleanup::end_and_cleanup(setting::vxlan())
         })],
         ..fault(24, "clean-up", "#886 #820 #836 #739 #2063")
+    },
+    Check {
+        upstream: "panics",
+        ours: "annotated like any other",
+        tests: &[(
+            "node_without_annotations",
+            kubernetes::faults::no_annotations,
+        )],
+        ..fault(27, "Kubernetes: a Node without annotations", "#969")
+    },
+    Check {
+        upstream: "dropped while the IPv6 data stay as they are",
+        ours: "followed",
+        tests: &[(
+            "ipv4_data_alone_changes",
+            kubernetes::faults::ipv4_data_alone_changes,
+        )],
+        ..fault(
+            28,
+            "Kubernetes, dual stack: a peer's IPv4 data change",
+            "pkg/subnet/kube/kube.go",
+        )
+    },
+    Check {
+        upstream: "ignored until a restart",
+        ours: "followed, a peer's and the node's own",
+        tests: &[("pod_cidr_changes", kubernetes::faults::pod_cidr_changes)],
+        ..fault(
+            29,
+            "Kubernetes: a podCIDR changes",
+            "pkg/subnet/kube/kube.go",
+        )
     },
 ];

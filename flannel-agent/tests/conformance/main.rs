@@ -15,6 +15,7 @@ mod faults;
 mod frames;
 mod interfaces;
 mod keys;
+mod kubernetes;
 mod leases;
 mod masquerade;
 mod peers;

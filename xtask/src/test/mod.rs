@@ -8,8 +8,12 @@
 
 mod benchmark;
 mod checks;
+mod image;
+mod kube;
+mod manifests;
 mod runner;
 pub mod tally;
+mod verdict;
 
 use std::{
     fmt,
@@ -46,12 +50,21 @@ pub struct Options {
     /// Only what upstream's tests and users ask of flannel.
     #[arg(long)]
     conformance: bool,
+    /// Only what is there for Kubernetes: manifest, overlays, Helm chart.
+    #[arg(long)]
+    manifests: bool,
     /// Only the benchmark, quick.
     #[arg(long)]
     benchmark: bool,
+    /// Only the container image, as containerd runs it.
+    #[arg(long)]
+    image: bool,
     /// Only an old and a new kernel in virtual machines; `cargo xtask vm` boots others.
     #[arg(long)]
     vm: bool,
+    /// Only clusters whose leases a real Kubernetes API server keeps; builds it once, which takes minutes.
+    #[arg(long)]
+    kube: bool,
     /// Test what is shipped, optimised; slower to build.
     #[arg(long)]
     release: bool,
@@ -71,16 +84,19 @@ impl Options {
         let chosen = [
             (self.build, Suite::Build),
             (self.unit, Suite::Unit),
+            (self.manifests, Suite::Manifests),
             (self.bpf, Suite::Bpf),
             (self.cluster, Suite::Cluster),
             (self.conformance, Suite::Conformance),
             (self.benchmark, Suite::Benchmark),
+            (self.image, Suite::Image),
             (self.vm, Suite::Vm),
+            (self.kube, Suite::Kube),
         ];
         let any = chosen.iter().any(|(chosen, _)| *chosen);
         chosen
             .into_iter()
-            .filter(|(chosen, _)| *chosen || !any)
+            .filter(|(chosen, suite)| *chosen || !any && (*suite != Suite::Kube || kube::ALWAYS))
             .map(|(_, suite)| suite)
             .collect()
     }
@@ -93,6 +109,8 @@ pub enum Suite {
     Build,
     /// Unit, property and documentation tests.
     Unit,
+    /// Manifest, overlays and chart for Kubernetes.
+    Manifests,
     /// BPF programs by `BPF_PROG_TEST_RUN`.
     Bpf,
     /// Clusters of network namespaces.
@@ -101,19 +119,33 @@ pub enum Suite {
     Conformance,
     /// The benchmark.
     Benchmark,
+    /// The container image.
+    Image,
     /// Other kernels in virtual machines.
     Vm,
+    /// Clusters with a real Kubernetes API server.
+    Kube,
 }
 
 impl Suite {
     /// Whether its tests build clusters, and take their time.
     fn has_clusters(self) -> bool {
-        matches!(self, Self::Cluster | Self::Conformance)
+        matches!(self, Self::Cluster | Self::Conformance | Self::Kube)
+    }
+
+    /// Whether its tests are programs that cargo builds.
+    fn has_programs(self) -> bool {
+        !matches!(self, Self::Benchmark | Self::Image)
     }
 
     /// Whether its tests need root.
     fn is_privileged(self) -> bool {
-        matches!(self, Self::Bpf | Self::Cluster | Self::Conformance)
+        self == Self::Bpf || self.has_clusters()
+    }
+
+    /// Whether it fails if it has executed nothing: whatever such a suite needs can be had on any machine.
+    fn must_execute(self) -> bool {
+        self.is_privileged() && self != Self::Kube
     }
 }
 
@@ -122,11 +154,14 @@ impl fmt::Display for Suite {
         f.pad(match self {
             Self::Build => "build",
             Self::Unit => "unit",
+            Self::Manifests => "manifests",
             Self::Bpf => "bpf",
             Self::Cluster => "cluster",
             Self::Conformance => "conformance",
             Self::Benchmark => "benchmark",
+            Self::Image => "image",
             Self::Vm => "vm",
+            Self::Kube => "kube",
         })
     }
 }
@@ -148,10 +183,14 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let tools = timed("set-up", || setup::ensure(workspace, scope))?;
     // The wrong ones first, since all are written to the same place.
     let broken = timed("wrong BPF objects", || {
-        build::broken_objects(workspace, &tools)
+        if options.suites().into_iter().any(Suite::has_clusters) {
+            build::broken_objects(workspace, &tools)
+        } else {
+            Ok(build::broken_folder(workspace))
+        }
     })?;
     let objects = timed("BPF object", || build::objects(workspace, &tools))?;
-    let runners = timed("agent and tests", || {
+    let mut runners = timed("agent and tests", || {
         Runners::build(workspace, objects.hooks()?, &broken, options)
     })?;
     let mut reports = Vec::new();
@@ -160,10 +199,13 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         let start = Instant::now();
         let tally = match suite {
             Suite::Build => checks::run(workspace, &runners, options)?,
+            Suite::Manifests => manifests::run(workspace, &runners, options)?,
             // All of them or none.
             Suite::Benchmark | Suite::Vm if options.filter.is_some() => Tally::default(),
             Suite::Benchmark => benchmark::run(workspace, &objects)?,
+            Suite::Image => image::run(workspace, &objects, options)?,
             Suite::Vm => vm::suite(workspace, &runners.machine_programs()?)?,
+            Suite::Kube => kube::run(workspace, &objects, &mut runners, options)?,
             _ => runners.run(suite, options)?,
         };
         reports.push(Report {
@@ -200,7 +242,7 @@ fn complaint(reports: &[Report], filtered: bool) -> Option<String> {
     }
     reports
         .iter()
-        .find(|report| report.suite.is_privileged() && report.tally.executed() == 0)
+        .find(|report| report.suite.must_execute() && report.tally.executed() == 0)
         .map(|report| format!("{}: no test was executed", report.suite))
 }
 
@@ -318,6 +360,9 @@ mod tests {
         // A filter may leave a suite empty, but not all of them.
         assert_eq!(complaint(&[unit, skipped.clone()], true), None);
         assert!(complaint(&[skipped], true).is_some());
+        // An API server cannot be had everywhere.
+        let skipped = report(Suite::Kube, 0, &[], &["all of it"]);
+        assert_eq!(complaint(&[skipped], false), None);
         assert!(complaint(&[report(Suite::Bpf, 9, &["x"], &[])], false).is_some());
     }
 }

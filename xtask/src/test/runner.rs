@@ -16,13 +16,20 @@ use super::{
 use crate::{
     build::{self, AGENT_VARIABLE, BROKEN_VARIABLE, OBJECT_VARIABLE, Program},
     command,
-    setup::distro::{as_root, is_root},
+    setup::{
+        distro::{as_root, is_root},
+        helm,
+    },
     vm,
     workspace::Workspace,
 };
 
 /// The integration test that runs BPF programs on single packets. All others need clusters.
 const BPF_TARGET: &str = "programs";
+/// The integration test of what is there for Kubernetes.
+const MANIFESTS_TARGET: &str = "manifests";
+/// The integration test with a real API server.
+const KUBE_TARGET: &str = "kube";
 /// The integration test of what upstream's tests and users ask for.
 const CONFORMANCE_TARGET: &str = "conformance";
 
@@ -39,6 +46,8 @@ pub struct Runners<'a> {
     object: &'a Path,
     broken: &'a Path,
     programs: Vec<Program>,
+    /// What tests are told besides.
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl<'a> Runners<'a> {
@@ -68,8 +77,18 @@ impl<'a> Runners<'a> {
             workspace,
             object,
             broken,
-            programs: build::programs(&mut cargo)?,
+            programs: if suites.into_iter().any(Suite::has_programs) {
+                build::programs(&mut cargo)?
+            } else {
+                Vec::new()
+            },
+            variables: Vec::new(),
         })
+    }
+
+    /// Tells all tests from now on of a file or folder, by an environment variable.
+    pub fn tell(&mut self, variable: &'static str, path: PathBuf) {
+        self.variables.push((variable, path));
     }
 
     /// The agent.
@@ -134,7 +153,9 @@ impl<'a> Runners<'a> {
             suite
                 == match (&*program.kind, &*program.name) {
                     ("test", BPF_TARGET) => Suite::Bpf,
+                    ("test", MANIFESTS_TARGET) => Suite::Manifests,
                     ("test", CONFORMANCE_TARGET) => Suite::Conformance,
+                    ("test", KUBE_TARGET) => Suite::Kube,
                     ("test", _) => Suite::Cluster,
                     _ => Suite::Unit,
                 }
@@ -158,6 +179,10 @@ impl<'a> Runners<'a> {
             variables.push((AGENT_VARIABLE, self.agent()?));
             variables.push((BROKEN_VARIABLE, self.broken.to_owned()));
         }
+        if matches!(suite, Suite::Manifests | Suite::Kube) {
+            variables.push((helm::VARIABLE, helm::folder(self.workspace)));
+        }
+        variables.extend(self.variables.iter().cloned());
         let mut command = if suite.is_privileged() && !is_root() {
             // sudo clears the environment.
             let mut sudo = as_root("env")?;

@@ -30,8 +30,10 @@ const RUNNER_LIMIT: u32 = 300;
 /// How many times as long as elsewhere the tests wait there.
 const SLOWNESS: u32 = 6;
 
-/// Cluster tests that every kernel has to pass: one of each backend, and both ways to attest flows.
-const BASIC_TESTS: [&str; 3] = [
+/// Cluster tests that every kernel has to pass: one of each backend, both ways to attest flows, and the manifest's
+/// privileges.
+const BASIC_TESTS: [&str; 4] = [
+    "vxlan::flow::the_manifests_privileges_are_enough",
     "vxlan::flow::both_directions_are_fast",
     "vxlan::flow_by_mark::both_directions_are_fast",
     "host_gw::flow::both_directions_are_fast",

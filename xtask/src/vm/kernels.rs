@@ -2,14 +2,19 @@
 //! manager of the system knows of. What is there is not fetched again.
 
 use std::{
-    fs,
+    fs, iter,
     path::{Path, PathBuf},
     process::Command,
+    slice,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::{command, setup::distro::find_program};
+use crate::{
+    command,
+    debian::{self, Apt, MAIN, SECURITY, Suite},
+    setup::distro::find_program,
+};
 
 /// The kernels that are tried if none is named, oldest first.
 pub const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", NEWEST];
@@ -17,21 +22,32 @@ pub const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", NEWEST];
 /// The name of the newest that there is.
 pub const NEWEST: &str = "newest";
 
-/// Signs all of them.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Parts of Debian's archive with kernels, oldest kernels first. The largest lists, those of whole releases, are not
 /// needed.
-const SUITES: [(&str, &str); 4] = [
-    ("bullseye-security", "http://deb.debian.org/debian-security"),
-    ("bookworm-security", "http://deb.debian.org/debian-security"),
-    ("bookworm-backports", "http://deb.debian.org/debian"),
-    ("trixie-backports", "http://deb.debian.org/debian"),
+const SUITES: [Suite; 4] = [
+    Suite {
+        name: "bullseye-security",
+        archive: SECURITY,
+    },
+    Suite {
+        name: "bookworm-security",
+        archive: SECURITY,
+    },
+    Suite {
+        name: "bookworm-backports",
+        archive: MAIN,
+    },
+    Suite {
+        name: "trixie-backports",
+        archive: MAIN,
+    },
 ];
 
 /// What a kernel's package is called, around its release.
 const PACKAGE: &str = "linux-image-";
 const ARCHITECTURE: &str = "-amd64";
+/// The architecture, as Debian calls it.
+const AMD64: &str = "amd64";
 
 /// A kernel that is unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +114,9 @@ fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
         NEWEST => &SUITES[SUITES.len() - 1..],
         _ => &SUITES,
     };
-    for (suite, archive) in suites {
-        let apt = match Apt::new(folder, suite, archive) {
+    for suite in suites {
+        let lists = folder.join("apt").join(suite.name);
+        let apt = match Apt::update(lists, AMD64, slice::from_ref(suite)) {
             Ok(apt) => apt,
             Err(error) => {
                 command::check_interrupt()?;
@@ -107,7 +124,7 @@ fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
                 continue;
             }
         };
-        if let Some((version, package)) = choose(&apt.packages()?, name)
+        if let Some((version, package)) = choose(&packages(&apt)?, name)
             && best.as_ref().is_none_or(|(best, ..)| *best < version)
         {
             best = Some((version, package, apt));
@@ -116,12 +133,16 @@ fn fetch(folder: &Path, name: &str, unpacked: &Path) -> Result<()> {
     match (best, failure) {
         (Some((_, package, apt)), _) => {
             eprintln!("fetching {package} (Debian package) into the target folder");
-            apt.unpack(&package, unpacked)
+            unpack(&apt, &folder.join("apt"), &package, unpacked)
         }
         (None, Some(failure)) => Err(failure),
         (None, None) => Err(anyhow!("there is no such package")),
     }
     .with_context(|| format!("kernel {name} cannot be had from Debian's archive"))
+}
+
+fn packages(apt: &Apt) -> Result<String> {
+    command::stdout(apt.command("apt-cache").args(["pkgnames", PACKAGE]))
 }
 
 /// The package of the highest version that begins with `name`, and the numbers of that version.
@@ -155,99 +176,31 @@ fn numbers(release: &str) -> Vec<u32> {
         .collect()
 }
 
-/// apt, with the list of one part of the archive and nothing of the system's.
-struct Apt {
-    folder: PathBuf,
-}
-
-impl Apt {
-    /// Fetches the list.
-    fn new(folder: &Path, suite: &str, archive: &str) -> Result<Self> {
-        let folder = folder.join("apt").join(suite);
-        for inside in ["lists/partial", "cache/archives/partial", "empty"] {
-            let inside = folder.join(inside);
-            fs::create_dir_all(&inside)
-                .with_context(|| format!("cannot make {}", inside.display()))?;
-        }
-        let list = folder.join("sources.list");
-        fs::write(
-            &list,
-            format!("deb [arch=amd64 signed-by={KEYRING}] {archive} {suite} main\n"),
-        )
-        .with_context(|| format!("cannot write {}", list.display()))?;
-        let apt = Self { folder };
-        command::quiet(apt.command("apt-get").args(["update", "-q"]))?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        for (option, inside) in [
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::Etc::sourceparts", "empty"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::Cache", "cache"),
-        ] {
-            let path = self.folder.join(inside);
-            command.arg(format!("-o{option}={}", path.display()));
-        }
-        // Nothing is installed as far as this apt knows. Its own user may not write here.
-        command.args([
-            "-oDir::State::status=/dev/null",
-            "-oAPT::Sandbox::User=",
-            "-oAcquire::Languages=none",
-        ]);
-        command
-    }
-
-    fn packages(&self) -> Result<String> {
-        command::stdout(self.command("apt-cache").args(["pkgnames", PACKAGE]))
-    }
-
-    /// Fetches a package and those of the same release that it depends on, and unpacks them.
-    fn unpack(&self, package: &str, to: &Path) -> Result<()> {
-        let release = package.trim_start_matches(PACKAGE);
-        let depends = command::stdout(self.command("apt-cache").args(["depends", package]))?;
-        let parts = depends
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .filter(|part| part.ends_with(release));
-        let fetched = self.folder.join("fetched");
-        // What an earlier try has left is of no use.
-        let _ = fs::remove_dir_all(&fetched);
-        fs::create_dir_all(&fetched)
-            .with_context(|| format!("cannot make {}", fetched.display()))?;
-        command::quiet(
-            self.command("apt-get")
-                .args(["download", "-q", package])
-                .args(parts)
-                .current_dir(&fetched),
-        )?;
-        let mut whole = to.as_os_str().to_owned();
-        whole.push(".part");
-        let whole = PathBuf::from(whole);
-        let _ = fs::remove_dir_all(&whole);
-        fs::create_dir_all(&whole).with_context(|| format!("cannot make {}", whole.display()))?;
-        for entry in fs::read_dir(&fetched)?.flatten() {
-            command::quiet(
-                Command::new("dpkg-deb")
-                    .arg("-x")
-                    .arg(entry.path())
-                    .arg(&whole),
-            )?;
-        }
-        fs::remove_dir_all(&fetched)
-            .with_context(|| format!("cannot remove {}", fetched.display()))?;
-        let kernel = open(&whole)?;
-        let depmod = find_program("depmod").context("there is no depmod")?;
-        command::quiet(
-            Command::new(depmod)
-                .arg("-b")
-                .arg(&kernel.base)
-                .arg(&kernel.release),
-        )?;
-        fs::rename(&whole, to).with_context(|| format!("cannot make {}", to.display()))
-    }
+/// Unpacks a package and those of the same release that it depends on.
+fn unpack(apt: &Apt, folder: &Path, package: &str, to: &Path) -> Result<()> {
+    let release = package.trim_start_matches(PACKAGE);
+    let depends = command::stdout(apt.command("apt-cache").args(["depends", package]))?;
+    let parts = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .filter(|part| part.ends_with(release));
+    let fetched = folder.join("fetched");
+    apt.download(iter::once(package).chain(parts), &fetched)?;
+    let mut whole = to.as_os_str().to_owned();
+    whole.push(".part");
+    let whole = PathBuf::from(whole);
+    debian::make_anew(&whole)?;
+    debian::unpack_all(&fetched, &whole)?;
+    fs::remove_dir_all(&fetched).with_context(|| format!("cannot remove {}", fetched.display()))?;
+    let kernel = open(&whole)?;
+    let depmod = find_program("depmod").context("there is no depmod")?;
+    command::quiet(
+        Command::new(depmod)
+            .arg("-b")
+            .arg(&kernel.base)
+            .arg(&kernel.release),
+    )?;
+    fs::rename(&whole, to).with_context(|| format!("cannot make {}", to.display()))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub(super) struct Chain {
     jump: &'static str,
 }
 
-/// All of them.
+/// All of them: upstream's two, then the fast path's.
 const CHAINS: [Chain; 4] = [
     Chain {
         table: "nat",
@@ -198,8 +198,18 @@ pub fn remove(dry_run: bool) -> Vec<String> {
     remove_except(None, dry_run)
 }
 
+/// As [`remove`], of the chains that upstream does not know: the fast path's own.
+pub fn remove_guard(dry_run: bool) -> Vec<String> {
+    let [_, _, guard @ ..] = &CHAINS;
+    remove_chains(guard, None, dry_run)
+}
+
 /// As [`remove`], sparing one variant.
 pub(super) fn remove_except(spared: Option<&Variant>, dry_run: bool) -> Vec<String> {
+    remove_chains(&CHAINS, spared, dry_run)
+}
+
+fn remove_chains(chains: &[Chain], spared: Option<&Variant>, dry_run: bool) -> Vec<String> {
     let mut removed = Vec::new();
     for variant in Variant::installed() {
         if spared.is_some_and(|spared| spared.legacy == variant.legacy) {
@@ -207,7 +217,7 @@ pub(super) fn remove_except(spared: Option<&Variant>, dry_run: bool) -> Vec<Stri
         }
         for family in Family::ALL {
             if exists(&variant.program(family)) {
-                let chains = CHAINS.iter();
+                let chains = chains.iter();
                 removed.extend(chains.filter_map(|chain| variant.remove(family, chain, dry_run)));
             }
         }

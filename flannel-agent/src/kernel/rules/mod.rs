@@ -149,6 +149,14 @@ impl Rules {
     }
 }
 
+/// Removes the rules that upstream does not know, the fast path's own, whatever they are written with; returns what was
+/// removed. With `dry_run` only looks.
+pub fn remove_guard(dry_run: bool) -> Vec<String> {
+    let mut removed = iptables::remove_guard(dry_run);
+    removed.extend(nftables::remove_guard(dry_run));
+    removed
+}
+
 /// Removes what a tool other than `tool` has of flannel's rules; returns what was removed.
 pub fn remove_others(tool: &Tool) -> Vec<String> {
     match tool {

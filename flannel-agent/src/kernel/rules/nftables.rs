@@ -56,13 +56,22 @@ pub fn objection() -> Option<Error> {
 
 /// Removes flannel's nftables tables, if there are any; returns what was removed. With `dry_run` only looks.
 pub fn remove(dry_run: bool) -> Vec<String> {
+    let [v4, v6] = Family::ALL.map(table);
+    remove_tables(&[v4, v6, GUARD], dry_run)
+}
+
+/// As [`remove`], of the table that upstream does not know: the fast path's own.
+pub fn remove_guard(dry_run: bool) -> Vec<String> {
+    remove_tables(&[GUARD], dry_run)
+}
+
+fn remove_tables(tables: &[(&str, &str)], dry_run: bool) -> Vec<String> {
     // One look, which costs nothing where there are no tables.
     let Ok(present) = run(&["nft", "list", "tables"], "") else {
         return Vec::new();
     };
-    let [v4, v6] = Family::ALL.map(table);
-    [v4, v6, ("inet", guard::TABLE)]
-        .into_iter()
+    tables
+        .iter()
         .filter(|(family, name)| {
             let line = format!("table {family} {name}");
             present.lines().any(|present| present == line)
@@ -73,6 +82,9 @@ pub fn remove(dry_run: bool) -> Vec<String> {
         .map(|(family, name)| format!("nftables table {family} {name}"))
         .collect()
 }
+
+/// nftables' family and the name of the fast path's table.
+const GUARD: (&str, &str) = ("inet", guard::TABLE);
 
 /// nftables' family and the name of a family's table.
 const fn table(family: Family) -> (&'static str, &'static str) {

@@ -8,11 +8,11 @@ use etcd_client::{
 };
 use tokio::sync::watch;
 
-use super::{
-    error::Error,
-    tls::{Changes, TlsFiles},
+use super::{error::Error, tls::TlsFiles};
+use crate::{
+    lease::changes::Changes,
+    metrics::{COUNTERS, Request},
 };
-use crate::metrics::{COUNTERS, Request};
 
 /// Limit for reaching one of several members, so that the next one's turn comes soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

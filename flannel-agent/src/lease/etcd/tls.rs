@@ -2,16 +2,12 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use etcd_client::{Certificate, Identity, TlsOptions};
-use tokio::{sync::watch, time::sleep};
 
-/// How often the files are looked at. A change counts when two looks agree, so that half of one is not taken for it.
-const INTERVAL: Duration = Duration::from_secs(1);
+use crate::lease::changes::Changes;
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +48,6 @@ pub struct TlsFiles {
     /// `--etcd-cafile`; without it the system's authorities count.
     pub authority: Option<PathBuf>,
 }
-
-/// What tells a file from its successor; none for a file that is not there.
-type Stamp = Vec<Option<(u64, u64, i64, i64, u64)>>;
 
 impl TlsFiles {
     /// From the options, of which an empty one is absent.
@@ -123,67 +116,9 @@ impl TlsFiles {
             .chain(&self.authority)
     }
 
-    fn stamp(&self) -> Stamp {
-        let stamp = |path: &PathBuf| {
-            // Behind links, as a mounted secret's.
-            let file = fs::metadata(path).ok()?;
-            let (device, inode, length) = (file.dev(), file.ino(), file.len());
-            Some((device, inode, file.mtime(), file.mtime_nsec(), length))
-        };
-        self.paths().map(stamp).collect()
-    }
-
-    /// Says so whenever the files have changed, and are not being changed any more. Must be called where tasks can be
-    /// started; without files, it is never said.
+    /// Says so whenever the files have changed, see [`Changes::of`].
     pub fn changes(&self) -> Changes {
-        self.changes_by_looking_each(INTERVAL)
-    }
-
-    fn changes_by_looking_each(&self, interval: Duration) -> Changes {
-        let (changed, receiver) = watch::channel(());
-        if self.is_empty() {
-            return Changes {
-                receiver,
-                _never: Some(changed),
-            };
-        }
-        let files = self.clone();
-        tokio::spawn(async move {
-            let mut settled = files.stamp();
-            let mut last = settled.clone();
-            while !changed.is_closed() {
-                sleep(interval).await;
-                let now = files.stamp();
-                if now == last && now != settled {
-                    settled = now.clone();
-                    changed.send_replace(());
-                }
-                last = now;
-            }
-        });
-        Changes {
-            receiver,
-            _never: None,
-        }
-    }
-}
-
-/// Tells when files have changed.
-pub struct Changes {
-    receiver: watch::Receiver<()>,
-    /// Keeps the receiver waiting where there is nothing to look at.
-    _never: Option<watch::Sender<()>>,
-}
-
-impl Changes {
-    /// Changes up to now count as seen.
-    pub fn seen(&mut self) {
-        self.receiver.mark_unchanged();
-    }
-
-    /// A handle that shows what this one has not seen yet.
-    pub fn receiver(&self) -> watch::Receiver<()> {
-        self.receiver.clone()
+        Changes::of(self.paths().cloned().collect())
     }
 }
 
@@ -256,30 +191,5 @@ mod tests {
         ]) {
             assert!(parts.iter().all(|part| failure.contains(part)), "{failure}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_change_counts_once_and_when_it_is_over() {
-        const LOOK: Duration = Duration::from_millis(20);
-        let path = std::env::temp_dir().join(format!("flannel-tls-change-{}", std::process::id()));
-        fs::write(&path, "1").unwrap();
-        let watched = TlsFiles {
-            authority: Some(path.clone()),
-            identity: None,
-        };
-        let mut changes = watched.changes_by_looking_each(LOOK);
-        let mut receiver = changes.receiver();
-        // So that the task has looked once.
-        tokio::task::yield_now().await;
-        fs::write(&path, "12").unwrap();
-        let waited = tokio::time::timeout(LOOK * 50, receiver.changed()).await;
-        let again = tokio::time::timeout(LOOK * 50, receiver.changed()).await;
-        // The first handle has not seen it yet.
-        let unseen = changes.receiver().has_changed().unwrap();
-        changes.seen();
-        let seen = changes.receiver().has_changed().unwrap();
-        fs::remove_file(&path).unwrap();
-        assert!(waited.is_ok() && again.is_err());
-        assert_eq!((unseen, seen), (true, false));
     }
 }

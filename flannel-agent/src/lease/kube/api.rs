@@ -4,29 +4,26 @@
 
 use std::{
     fmt::Write as _,
-    ops::Deref,
     time::{Duration, Instant},
 };
 
-use http::{Method, Response, header};
+use http::Method;
 use http_body_util::BodyExt as _;
-use kube::{Client, client::Body};
+use kube::client::Body;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
 use super::{
     access::Access,
     annotations::Names,
-    error::{Error, Refusal},
+    connection::{Connection, root},
+    error::Error,
     list::{Listed, Page, Reader},
     node::Node,
     watch::{self, Change, Lines},
 };
-use crate::metrics::{COUNTERS, KubeRequest as Request};
+use crate::metrics::KubeRequest as Request;
 
-/// Limit for a request that concerns one object.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit for a page of Nodes.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nodes per page, as Go's client asks for: about 6 MB of JSON, which are read as they come.
@@ -35,17 +32,11 @@ const PAGE: usize = 500;
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// How much later than that a watch must have ended.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
-/// How much of a refusal's body is read, in bytes.
-const REFUSAL_MAX: usize = 64 << 10;
-/// A patch that adds to what is there.
-const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
 
 /// The Kubernetes API, connected to when first needed.
 pub struct Api {
-    access: Access,
+    connection: Connection,
     names: Names,
-    client: Option<Client>,
-    server: String,
 }
 
 #[derive(Deserialize)]
@@ -65,16 +56,14 @@ impl Api {
     /// An API that has not been asked for anything yet.
     pub fn new(access: Access, names: Names) -> Self {
         Self {
-            access,
+            connection: Connection::new(access),
             names,
-            client: None,
-            server: String::new(),
         }
     }
 
     /// The server's URL, for messages.
     pub fn server(&self) -> &str {
-        &self.server
+        self.connection.server()
     }
 
     /// The names of annotations.
@@ -84,7 +73,7 @@ impl Api {
 
     /// Forgets the connection, so that the next request makes a new one with the files as they are then.
     pub fn reset(&mut self) {
-        self.client = None;
+        self.connection.reset();
     }
 
     /// One Node.
@@ -94,6 +83,7 @@ impl Api {
     pub async fn node(&mut self, name: &str) -> Result<Node, Error> {
         let path = format!("/api/v1/nodes/{}", escaped(name));
         let answer = self
+            .connection
             .one(Request::Node, Method::GET, &path, String::new())
             .await?;
         self.read_node(Request::Node, &answer)
@@ -110,6 +100,7 @@ impl Api {
             escaped(name)
         );
         let answer = self
+            .connection
             .one(Request::Pod, Method::GET, &path, String::new())
             .await?;
         let pod: Pod = parsed(Request::Pod, &answer)?;
@@ -124,6 +115,7 @@ impl Api {
     pub async fn patch(&mut self, name: &str, patch: String) -> Result<Node, Error> {
         let path = format!("/api/v1/nodes/{}/status", escaped(name));
         let answer = self
+            .connection
             .one(Request::Patch, Method::PATCH, &path, patch)
             .await?;
         self.read_node(Request::Patch, &answer)
@@ -146,20 +138,12 @@ impl Api {
         }
         let request = Request::List;
         let garbled = |source| Error::Answer { request, source };
-        let names = self.names.clone();
-        counted(request, async {
-            let whole = async {
-                let response = self.send(request, Method::GET, &path, String::new());
-                let mut body = response.await?.into_body();
-                let mut reader = Reader::new(&names);
-                while let Some(bytes) = next_bytes(request, &mut body).await? {
-                    reader.push(&bytes, &mut take).map_err(garbled)?;
-                }
-                reader.end().map_err(garbled)
-            };
-            within(request, PAGE_TIMEOUT, whole).await
-        })
-        .await
+        let mut reader = Reader::new(&self.names);
+        let push = |bytes: &[u8]| reader.push(bytes, &mut take).map_err(garbled);
+        self.connection
+            .in_parts(request, &path, PAGE_TIMEOUT, push)
+            .await?;
+        reader.end().map_err(garbled)
     }
 
     /// All changes of Nodes since `version`, or of the one called `only`.
@@ -174,12 +158,9 @@ impl Api {
         );
         select(&mut path, only);
         let limit = Duration::from_secs(seconds) + WATCH_GRACE;
-        let response = counted(Request::Watch, async {
-            let response = self.send(Request::Watch, Method::GET, &path, String::new());
-            within(Request::Watch, REQUEST_TIMEOUT, response).await
-        });
+        let response = self.connection.open(Request::Watch, &path).await?;
         Ok(Watch {
-            body: response.await?.into_body(),
+            body: response.into_body(),
             lines: Lines::default(),
             end: Instant::now() + limit,
             limit,
@@ -189,87 +170,6 @@ impl Api {
     fn read_node(&self, request: Request, answer: &[u8]) -> Result<Node, Error> {
         let json: &RawValue = parsed(request, answer)?;
         Node::read(json.get(), &self.names).map_err(|source| Error::Answer { request, source })
-    }
-
-    async fn one(
-        &mut self,
-        request: Request,
-        method: Method,
-        path: &str,
-        body: String,
-    ) -> Result<Vec<u8>, Error> {
-        self.limited(request, method, path, body, REQUEST_TIMEOUT)
-            .await
-    }
-
-    /// A request with its whole answer.
-    async fn limited(
-        &mut self,
-        request: Request,
-        method: Method,
-        path: &str,
-        body: String,
-        limit: Duration,
-    ) -> Result<Vec<u8>, Error> {
-        counted(request, async {
-            let whole = async {
-                let response = self.send(request, method, path, body).await?;
-                read_body(request, response, usize::MAX).await
-            };
-            within(request, limit, whole).await
-        })
-        .await
-    }
-
-    /// Sends a request; a status that is no success is an error.
-    async fn send(
-        &mut self,
-        request: Request,
-        method: Method,
-        path: &str,
-        body: String,
-    ) -> Result<Response<Body>, Error> {
-        let client = match &self.client {
-            Some(client) => client.clone(),
-            None => {
-                let (client, server) = self.access.client().await?;
-                self.server = server;
-                COUNTERS.kube_connections.count();
-                self.client.insert(client).clone()
-            }
-        };
-        let broken = |error: &dyn std::error::Error| Error::Transport {
-            request,
-            reason: root(error),
-        };
-        let mut builder = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::ACCEPT, "application/json")
-            .header(
-                header::USER_AGENT,
-                concat!("flannel-agent/", env!("CARGO_PKG_VERSION")),
-            );
-        if !body.is_empty() {
-            builder = builder.header(header::CONTENT_TYPE, STRATEGIC_MERGE);
-        }
-        let asked = builder
-            .body(Body::from(body.into_bytes()))
-            .map_err(|error| broken(&error))?;
-        let response = client.send(asked).await.map_err(|error| broken(&error))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let code = response.status().as_u16();
-        let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
-        let body = read_body(request, response, REFUSAL_MAX)
-            .await
-            .unwrap_or_default();
-        let retry_after = retry_after.as_ref().and_then(|value| value.to_str().ok());
-        Err(Error::Refused {
-            request,
-            refusal: Refusal::read(&body).with_head(code, retry_after),
-        })
     }
 }
 
@@ -313,60 +213,6 @@ impl Watch {
     }
 }
 
-/// Counts what became of a request.
-async fn counted<T>(
-    request: Request,
-    asked: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let result = asked.await;
-    COUNTERS.kube(request).count(&result);
-    result
-}
-
-async fn within<T>(
-    request: Request,
-    limit: Duration,
-    asked: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    timeout(limit, asked)
-        .await
-        .unwrap_or(Err(Error::Timeout { request, limit }))
-}
-
-/// Reads an answer's body, up to about `most` bytes.
-async fn read_body(
-    request: Request,
-    response: Response<Body>,
-    most: usize,
-) -> Result<Vec<u8>, Error> {
-    let mut body = response.into_body();
-    let mut bytes = Vec::new();
-    while let Some(part) = next_bytes(request, &mut body).await? {
-        bytes.extend_from_slice(&part);
-        if bytes.len() > most {
-            break;
-        }
-    }
-    Ok(bytes)
-}
-
-/// What comes next of an answer's body; none at its end.
-async fn next_bytes(
-    request: Request,
-    body: &mut Body,
-) -> Result<Option<impl Deref<Target = [u8]>>, Error> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::Transport {
-            request,
-            reason: root(&error),
-        })?;
-        if let Ok(bytes) = frame.into_data() {
-            return Ok(Some(bytes));
-        }
-    }
-    Ok(None)
-}
-
 fn parsed<'a, T: Deserialize<'a>>(request: Request, answer: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(answer).map_err(|source| Error::Answer { request, source })
 }
@@ -391,53 +237,9 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// The last of an error's causes, such as "connection refused", with what an operator can do about it.
-fn root(error: &dyn std::error::Error) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    let text = root.to_string();
-    let remedy = REMEDIES.iter().find(|(part, _)| text.contains(part));
-    match remedy {
-        Some((_, remedy)) => format!("{text}; {remedy}"),
-        None => text,
-    }
-}
-
-/// What is part of an error's text, and what to do then.
-const REMEDIES: [(&str, &str); 3] = [
-    (
-        "UnknownIssuer",
-        "give the authority that signed the API server's certificate: certificate-authority in --kubeconfig-file",
-    ),
-    (
-        "not valid for name",
-        "use a name or address of the API server that its certificate holds",
-    ),
-    (
-        "Connection refused",
-        "is the API server running, and is this its address?",
-    ),
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_root_of_an_error_comes_with_its_remedy() {
-        let shown = |text: &str| {
-            let inner = std::io::Error::other(text.to_owned());
-            root(&std::io::Error::other(inner))
-        };
-        assert_eq!(shown("broken pipe"), "broken pipe");
-        let line = shown("invalid peer certificate: UnknownIssuer");
-        assert!(
-            line.ends_with("certificate-authority in --kubeconfig-file"),
-            "{line}"
-        );
-    }
 
     #[test]
     fn values_in_a_query_are_escaped() {

@@ -1,16 +1,19 @@
 //! What goes on while the agent runs: a list, the watch that continues it, and this node's own annotations kept as they
 //! should be.
 
+mod own;
+
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, watch as channel};
 
+use own::Own;
+
 use super::{
-    Kube, OWN_PROBLEM, PROBLEM, absent, annotations, assigned, backoff::Backoff, condition,
-    error::Error, lease, list::Listed, node::Node, watch::Change,
+    Kube, PROBLEM, backoff::Backoff, error::Error, list::Listed, node::Node, watch::Change,
 };
 use crate::{
     board::Board,
@@ -24,8 +27,6 @@ use crate::{
 const GARBLED_MAX: u32 = 3;
 /// A watch that ends sooner than that, without a failure, was not worth much.
 const WATCH_MIN: Duration = Duration::from_secs(5);
-/// Shortest time between two patches of annotations: somebody else may insist on his own.
-const PATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Follows the Nodes.
 pub struct Keeper {
@@ -45,22 +46,6 @@ pub struct Keeper {
     board: Board,
 }
 
-/// This node.
-struct Own {
-    lease: OwnLease,
-    /// The Node as it was last seen; absent while there is none.
-    node: Option<Node>,
-    /// Whether the agent was ready when the Node was last seen to.
-    ready: bool,
-    /// `metadata.uid` of the Node whose condition was seen to.
-    announced: Option<String>,
-    /// When annotations were last patched.
-    patched: Option<Instant>,
-    /// When a patch that has failed, or that came too soon, is tried again.
-    retry: Option<Instant>,
-    backoff: Backoff,
-}
-
 impl Keeper {
     /// A keeper of the lease `own`, which `node` says.
     pub fn new(
@@ -74,15 +59,7 @@ impl Keeper {
         Self {
             families: request.config.pools.map(|_, _| ()),
             entries: BTreeMap::new(),
-            own: Own {
-                lease: own,
-                node: Some(node),
-                ready: false,
-                announced: None,
-                patched: None,
-                retry: None,
-                backoff: Backoff::new(),
-            },
+            own: Own::new(own, node),
             version: None,
             fresh: false,
             garbled: 0,
@@ -291,111 +268,9 @@ impl Keeper {
         self.report(event).await;
     }
 
-    async fn own_changed(&mut self, node: Node) {
-        // The answer to a patch may be known before the watch tells what was so before it.
-        let late = |own: &Node| own.uid == node.uid && is_older(&node.version, &own.version);
-        if self.own.node.as_ref().is_some_and(late) {
-            return;
-        }
-        self.own.node = Some(node);
-        if self.own.retry.is_none() {
-            self.maintain().await;
-        }
-    }
-
-    /// Sees to it that this node's Node object says what it should; what fails is tried again later.
-    async fn maintain(&mut self) {
-        self.own.retry = None;
-        self.own.ready = self.board.ready();
-        let problem = match self.own_object().await {
-            Ok(problem) => {
-                self.own.backoff = Backoff::new();
-                problem
-            }
-            Err(error) => {
-                let pause = self.own.backoff.next(error.retry_after());
-                self.own.retry = Some(Instant::now() + pause);
-                if error.is_of_the_connection() {
-                    self.kube.api.reset();
-                }
-                Some(format!("node {}: {error}", self.kube.name))
-            }
-        };
-        self.board.problem(OWN_PROBLEM, problem);
-    }
-
-    /// Takes over the subnets that are assigned to this node, and writes what its Node object lacks. Returns what is
-    /// wrong with that.
-    async fn own_object(&mut self) -> Result<Option<String>, Error> {
-        let Some(node) = &self.own.node else {
-            return Ok(Some(absent(&self.kube.name)));
-        };
-        let subnets = match assigned(node, &self.request.config) {
-            Ok(subnets) => subnets,
-            Err(problem) => return Ok(Some(problem)),
-        };
-        let changes = node.annotations.changes(&self.request.attributes);
-        if subnets != self.own.lease.subnets {
-            self.own.lease = lease(subnets);
-            self.report(Event::Own(self.own.lease.clone())).await;
-        }
-        if !changes.is_empty() {
-            if let Some(earliest) = self.own.patched.map(|patched| patched + PATCH_INTERVAL)
-                && earliest > Instant::now()
-            {
-                self.own.retry = Some(earliest);
-                return Ok(None);
-            }
-            tracing::info!(
-                node = self.kube.name,
-                ?changes,
-                "annotations published anew"
-            );
-            self.patch(annotations::patch(&changes, self.kube.api.names()))
-                .await?;
-            self.own.patched = Some(Instant::now());
-        }
-        self.announce().await?;
-        Ok(None)
-    }
-
-    /// Says that the network is up, once for each Node object and once it is.
-    async fn announce(&mut self) -> Result<(), Error> {
-        let Some(node) = &self.own.node else {
-            return Ok(());
-        };
-        if !self.kube.options.set_network_unavailable
-            || !self.own.ready
-            || self.own.announced.as_ref() == Some(&node.uid)
-        {
-            return Ok(());
-        }
-        let uid = node.uid.clone();
-        if let Some(patch) = condition::patch(node.condition.as_ref(), SystemTime::now()) {
-            self.patch(patch).await?;
-            tracing::info!(node = self.kube.name, "NetworkUnavailable = False");
-        }
-        self.own.announced = Some(uid);
-        Ok(())
-    }
-
-    async fn patch(&mut self, patch: String) -> Result<(), Error> {
-        let node = self.kube.api.patch(&self.kube.name, patch).await?;
-        self.own.node = Some(node);
-        Ok(())
-    }
-
     /// A receiver that is gone ends the loop in `run`.
     async fn report(&self, event: Event) {
         let _ = self.events.send(event).await;
-    }
-}
-
-/// Whether a version is older than another: both are numbers that grow (`meta/v1`, ObjectMeta); if not, nobody knows.
-fn is_older(version: &str, than: &str) -> bool {
-    match (version.parse::<u64>(), than.parse::<u64>()) {
-        (Ok(version), Ok(than)) => version < than,
-        _ => false,
     }
 }
 
@@ -403,17 +278,5 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        assert!(is_older("9", "10"));
-        assert!(!is_older("10", "10") && !is_older("10", "9"));
-        assert!(!is_older("a", "b") && !is_older("", "1"));
     }
 }

@@ -9,10 +9,12 @@ mod annotations;
 mod api;
 mod backoff;
 mod condition;
+mod connection;
 mod error;
 mod keeper;
 mod list;
 mod node;
+mod node_name;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -31,6 +33,7 @@ use backoff::Backoff;
 use error::Error;
 use keeper::Keeper;
 use node::Node;
+pub use node_name::{NodeName, NodeNameError};
 
 use super::{Attributes, Event, OwnLease, OwnNode, Request, SubnetManager};
 use crate::{board::Board, family::PerFamily, netconf::NetworkConfig};
@@ -41,49 +44,6 @@ const WAIT: Duration = Duration::from_secs(1);
 const PROBLEM: &str = "kube";
 /// Name of its problems with this node's own Node object.
 const OWN_PROBLEM: &str = "kube-node";
-
-/// How this node is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeName {
-    /// By this name.
-    Known(String),
-    /// As the pod says in which the agent runs.
-    OfPod {
-        /// The pod's namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-    },
-}
-
-/// Why nothing says how this node is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "--kube-subnet-mgr: which Node is this? Set the variable NODE_NAME, or POD_NAME and POD_NAMESPACE: in a DaemonSet by \
-     fieldRef spec.nodeName, or metadata.name and metadata.namespace"
-)]
-pub struct NodeNameError;
-
-impl NodeName {
-    /// From environment variables, as upstream: `NODE_NAME`, or `POD_NAME` with `POD_NAMESPACE`.
-    ///
-    /// # Errors
-    /// When neither is set.
-    pub fn from_variables(
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, NodeNameError> {
-        let given = |name| variable(name).filter(|value| !value.is_empty());
-        match (
-            given("NODE_NAME"),
-            given("POD_NAMESPACE"),
-            given("POD_NAME"),
-        ) {
-            (Some(name), ..) => Ok(Self::Known(name)),
-            (None, Some(namespace), Some(name)) => Ok(Self::OfPod { namespace, name }),
-            _ => Err(NodeNameError),
-        }
-    }
-}
 
 /// What the subnet manager is told.
 #[derive(Clone, Debug)]

@@ -28,16 +28,24 @@ pub(crate) const ITSELF: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 3);
 pub(crate) const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 4);
 pub(crate) const STICKY: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 5);
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 6);
+/// With `internalTrafficPolicy: Local`, and a pod on each node.
+pub(crate) const INTERNAL: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 7);
+/// The same with a pod on the second node alone.
+pub(crate) const INTERNAL_FAR: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 8);
+/// With a load balancer that is for pods alone.
+pub(crate) const RESTRICTED_CLUSTER: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 9);
 
 /// The ports that nodes open for services.
 pub(crate) const FAR_NODE_PORT: u16 = 30001;
 pub(crate) const NEAR_NODE_PORT: u16 = 30002;
 pub(crate) const LOCAL_NODE_PORT: u16 = 30004;
 
-/// Addresses that others lead to the nodes: of the far service, of the local one's load balancer, and one that is
-/// translated at the client's node without a service.
+/// Addresses that others lead to the nodes: of the far service, and of the local one's load balancer.
 pub(crate) const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(crate) const BALANCED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 4);
+/// That of a load balancer that pods alone may use.
+pub(crate) const RESTRICTED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+/// One that is translated at the client's node without a service.
 pub(crate) const TRANSLATED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
 /// Ports that nodes open for pods.

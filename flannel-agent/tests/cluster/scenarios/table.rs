@@ -137,6 +137,20 @@ pub(crate) const TABLE: &[Row] = &[
                 Sees::Node,
             ),
             case(
+                "pod to a load balancer that pods may use",
+                From::Pod,
+                |_| at(RESTRICTED, SERVICE_PORT),
+                &["far"],
+                Sees::Node,
+            ),
+            case(
+                "a machine outside to a load balancer that pods may use",
+                From::Outside,
+                |_| at(RESTRICTED, SERVICE_PORT),
+                &[],
+                Sees::Node,
+            ),
+            case(
                 "a machine outside to an external address",
                 From::Outside,
                 |_| at(EXTERNAL, SERVICE_PORT),
@@ -259,6 +273,23 @@ pub(crate) const TABLE: &[Row] = &[
                     Sees::Client,
                 )
             },
+            Case {
+                bridged: true,
+                ..case(
+                    "by a service with `internalTrafficPolicy: Local`",
+                    From::Pod,
+                    |_| at(INTERNAL, SERVICE_PORT),
+                    &["near"],
+                    Sees::Client,
+                )
+            },
+            case(
+                "by such a service without a pod on the node",
+                From::Pod,
+                |_| at(INTERNAL_FAR, SERVICE_PORT),
+                &[],
+                Sees::Client,
+            ),
             case(
                 "by a node port",
                 From::Pod,
@@ -290,7 +321,7 @@ pub(crate) const TABLE: &[Row] = &[
         ],
     },
     Row {
-        traffic: "pod to nodes, host-network pods and machines outside",
+        traffic: "pods and nodes to nodes, host-network pods and machines outside",
         fast: [When::Never, When::Never],
         cases: &[
             case(
@@ -310,6 +341,13 @@ pub(crate) const TABLE: &[Row] = &[
             case(
                 "a service on a node",
                 From::Pod,
+                |_| at(HOST, SERVICE_PORT),
+                &["node2"],
+                Sees::Node,
+            ),
+            case(
+                "a node to a service on the other",
+                From::Node,
                 |_| at(HOST, SERVICE_PORT),
                 &["node2"],
                 Sees::Node,
