@@ -40,6 +40,7 @@ pub mod iface;
 pub mod kernel;
 pub mod lease;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod netconf;
 pub mod notify;

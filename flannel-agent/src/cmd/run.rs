@@ -38,7 +38,7 @@ use crate::{
         rules::{Guard, Mode, Rules},
     },
     lease::{Attributes, OwnNode, Request, SubnetManager},
-    log, metrics,
+    log, memory, metrics,
     netconf::{self, NetworkConfig},
     notify,
     reconcile::{self, Call, Inputs, Reconciler, Settings, device, extension, rules::Keeper},
@@ -57,6 +57,7 @@ const WAIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// When an option cannot be honoured, or the node lacks what the agent needs.
 pub fn run(options: RunOptions, warnings: &[String]) -> anyhow::Result<()> {
+    memory::give_back();
     log::start(options.log_format, options.v);
     metrics::started();
     for warning in warnings {

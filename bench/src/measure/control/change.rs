@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(30);
 /// How long one change took.
 #[derive(Clone, Copy, Debug)]
 pub struct Wait {
-    /// From the request to etcd's answer.
+    /// From the request to the store's answer.
     pub written: Duration,
     /// From then until the kernel had it; nothing if it had it before.
     pub beyond: Duration,
@@ -43,7 +43,7 @@ pub struct Wait {
 /// # Errors
 /// If the kernel does not follow.
 pub async fn run(
-    store: &mut Store,
+    store: &mut Store<'_>,
     maps: &Maps,
     backend: Backend,
     leases: u32,

@@ -1,9 +1,7 @@
-//! What leases cost an agent that has all in place: many changes in a row, a restart, and what it asks of etcd.
+//! What leases cost an agent that has all in place: many changes in a row, a list that is read anew, a restart.
 
 use std::{
-    fs,
-    io::{Read, Write},
-    net::{IpAddr, TcpStream},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -11,11 +9,13 @@ use flannel_agent::kernel::events::{Event, Events};
 use lab::lease::Subnet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{peers::Peer, store::Store};
+use super::{kube::Nodes, peers::Peer, spent, store::Store};
 use crate::testbed::{Error, Result};
 
-/// Changes in a second.
-pub const RATE: u32 = 2_000;
+/// Changes in a second, of leases in etcd.
+pub const ETCD_RATE: u32 = 2_000;
+/// The same of Node objects: thirty times what kubelets of 5 000 nodes make, which report every five minutes.
+pub const KUBE_RATE: u32 = 500;
 /// For so long.
 const DURATION: Duration = Duration::from_secs(3);
 /// So often a batch is written: changes come one by one, the writer must not be what is measured.
@@ -30,26 +30,36 @@ const SECOND: f64 = 1e9;
 pub struct Sustained {
     /// CPU time of the agent in percent of one processor.
     pub cpu: f64,
-    /// Until the last change was in the maps, from etcd's answer on, in milliseconds.
+    /// Until the last change was in the maps, from the store's answer on, in milliseconds.
     pub behind: f64,
 }
 
-/// Changes leases at [`RATE`], over all nodes; `in_place` says whether a change has arrived.
+/// Changes in a second by this store.
+pub const fn rate(store: &Store<'_>) -> u32 {
+    match store {
+        Store::Etcd(_) => ETCD_RATE,
+        Store::Kube(_) => KUBE_RATE,
+    }
+}
+
+/// Changes leases at the store's rate, over all nodes; `in_place` says whether a change has arrived. Of Node objects only
+/// the last of each batch changes its lease: the others have heartbeats, as most changes of Node objects are.
 ///
 /// # Errors
 /// If the agent does not follow.
 pub async fn sustain(
-    store: &mut Store,
+    store: &mut Store<'_>,
     pid: u32,
     leases: u32,
     changed: impl Fn(u32) -> u32,
     in_place: impl Fn(Peer) -> Result<bool>,
 ) -> Result<Sustained> {
-    let per_batch = RATE * BATCH.as_millis() as u32 / 1_000;
+    let rate = rate(store);
+    let per_batch = rate * BATCH.as_millis() as u32 / 1_000;
     let batches = DURATION.as_millis() / BATCH.as_millis();
     let mut ticks = interval(BATCH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let (start, before) = (Instant::now(), cpu_time(pid)?);
+    let (start, before) = (Instant::now(), spent::cpu_time(pid)?);
     let mut last = None;
     let mut number = 0;
     for batch in 0..batches as u32 {
@@ -61,7 +71,13 @@ pub async fn sustain(
             })
             .collect();
         number += per_batch;
-        store.put_all(&peers).await?;
+        match (&mut *store, peers.split_last()) {
+            (Store::Kube(nodes), Some((changed, others))) => {
+                others.iter().try_for_each(|peer| nodes.beat(*peer))?;
+                nodes.put(*changed);
+            }
+            _ => store.put_all(&peers).await?,
+        }
         last = peers.last().copied();
     }
     let written = Instant::now();
@@ -69,31 +85,58 @@ pub async fn sustain(
     while !in_place(last)? {
         if written.elapsed() > SETTLE {
             return Err(Error::Control(format!(
-                "{RATE} changes in a second: the last one is not in place after {} s",
+                "{rate} changes in a second: the last one is not in place after {} s",
                 SETTLE.as_secs()
             )));
         }
         tokio::task::yield_now().await;
     }
-    let spent = cpu_time(pid)? - before;
+    let spent = spent::cpu_time(pid)? - before;
     Ok(Sustained {
         cpu: 100.0 * spent as f64 / SECOND / start.elapsed().as_secs_f64(),
         behind: written.elapsed().as_secs_f64() * 1e3,
     })
 }
 
-/// CPU time of a process and its threads so far, in nanoseconds (`/proc/PID/task/*/schedstat`, first field).
-fn cpu_time(pid: u32) -> Result<u64> {
-    let failed = |error| Error::Control(format!("CPU time of {pid}: {error}"));
-    let mut sum = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).map_err(failed)? {
-        let path = thread.map_err(failed)?.path().join("schedstat");
-        // A thread may have ended meanwhile.
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let first = text.split_whitespace().next();
-        sum += first.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+/// What it costs to list all Nodes anew.
+#[derive(Clone, Copy, Debug)]
+pub struct Relist {
+    /// The most memory of the agent meanwhile, in KiB.
+    pub memory: f64,
+    /// Its CPU time, in milliseconds.
+    pub cpu: f64,
+}
+
+/// Has the agent list all Nodes anew, and changes `peer` then, so that the agent is seen to follow.
+///
+/// # Errors
+/// If it does not.
+pub async fn list_anew(
+    nodes: &Nodes<'_>,
+    pid: u32,
+    peer: Peer,
+    in_place: impl Fn(Peer) -> Result<bool>,
+) -> Result<Relist> {
+    spent::forget_peak(pid)?;
+    let before = spent::cpu_time(pid)?;
+    nodes.list_anew()?;
+    nodes.put(peer);
+    let written = Instant::now();
+    while !in_place(peer)? {
+        if written.elapsed() > SETTLE {
+            return Err(Error::Control(format!(
+                "a change behind a new list is not in place after {} s",
+                SETTLE.as_secs()
+            )));
+        }
+        tokio::time::sleep(BATCH).await;
     }
-    Ok(sum)
+    /// Nanoseconds in a millisecond.
+    const MILLISECOND: f64 = 1e6;
+    Ok(Relist {
+        memory: spent::peak_memory(pid)?,
+        cpu: (spent::cpu_time(pid)? - before) as f64 / MILLISECOND,
+    })
 }
 
 /// Netlink changes of what is flannel's that are heard while `action` runs.
@@ -124,60 +167,4 @@ pub async fn changes_during(
             .count();
     }
     Ok(count)
-}
-
-/// Requests that etcd has answered so far, and watches that it has been asked for, by its own count.
-///
-/// # Errors
-/// If it does not tell.
-pub fn requests(endpoint: &str) -> Result<u64> {
-    let failed = |error: std::io::Error| Error::Control(format!("metrics of etcd: {error}"));
-    let address = endpoint.trim_start_matches("http://");
-    let mut stream = TcpStream::connect(address).map_err(failed)?;
-    stream
-        .write_all(format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())
-        .map_err(failed)?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(failed)?;
-    Ok(count_requests(&text))
-}
-
-/// The sum of `grpc_server_started_total` of etcd's key-value, lease and watch services.
-fn count_requests(metrics: &str) -> u64 {
-    metrics
-        .lines()
-        .filter(|line| line.starts_with("grpc_server_started_total{"))
-        .filter(|line| {
-            [
-                "etcdserverpb.KV",
-                "etcdserverpb.Lease",
-                "etcdserverpb.Watch",
-            ]
-            .iter()
-            .any(|service| line.contains(&format!("grpc_service=\"{service}\"")))
-        })
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum::<f64>() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_of_three_services_count() {
-        let metrics = "\
-# TYPE grpc_server_started_total counter
-grpc_server_started_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 7
-grpc_server_started_total{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"} 1
-grpc_server_started_total{grpc_method=\"MemberList\",grpc_service=\"etcdserverpb.Cluster\",grpc_type=\"unary\"} 9
-grpc_server_handled_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 7
-";
-        assert_eq!(count_requests(metrics), 8);
-    }
-
-    #[test]
-    fn this_process_has_spent_time() {
-        assert!(cpu_time(std::process::id()).unwrap() > 0);
-    }
 }

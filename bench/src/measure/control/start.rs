@@ -1,22 +1,25 @@
-//! The node: its agent started anew with so many leases, or the same entries made by iproute2's batches.
+//! The node: its agent started anew with so many leases.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     time::{Duration, Instant},
 };
 
-use lab::{AgentConfig, Cluster, ClusterConfig, NodeConfig, process, stock, underlay, wait};
+use lab::{AgentConfig, Cluster, ClusterConfig, LeaseStore, NodeConfig, counters, underlay, wait};
 
 use super::{
     change::{self, Maps, Wait},
-    load::{self, Sustained},
-    peers,
+    entries,
+    etcd::Etcd,
+    kube::Nodes,
+    load::{self, Relist, Sustained},
+    peers::{self, Peer},
+    spent::{self, Counters, Spent},
     store::Store,
 };
 use crate::{
-    meter::{Counter, daemon_starter},
+    meter::daemon_starter,
     testbed::{Error, Means, Result},
     variants::{Backend, Carrier},
 };
@@ -27,30 +30,19 @@ const HEALTH: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8081);
 const INTERVAL: Duration = Duration::from_millis(1);
 /// A start may take so long.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The VXLAN device.
-const DEVICE: &str = "flannel.1";
-
-/// What it took until all was in place.
-#[derive(Clone, Copy, Debug)]
-pub struct Spent {
-    /// Milliseconds on the clock.
-    pub time: f64,
-    /// Milliseconds on the CPU.
-    pub cpu: f64,
-    /// The most memory that the process had, in KiB.
-    pub memory: Option<f64>,
-    /// System calls, where the kernel counts them.
-    pub system_calls: Option<u64>,
-}
 
 /// What came of one start.
 pub struct Started {
     /// What it took.
     pub spent: Spent,
-    /// Requests to etcd until then.
+    /// Requests to the store until then.
     pub requests: u64,
+    /// What the node's interface has received until then, in KiB: almost all of it from the store.
+    pub received: f64,
     /// How long single changes took.
     pub waits: Vec<Wait>,
+    /// The memory that the agent keeps, in KiB.
+    pub resting: f64,
     /// What came of many.
     pub loaded: Option<Loaded>,
 }
@@ -58,16 +50,21 @@ pub struct Started {
 /// What came of many changes in a row, and of a restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Loaded {
-    /// The changes.
+    /// Changes in a second.
+    pub rate: u32,
+    /// What came of them.
     pub sustained: Sustained,
+    /// What it cost to list all Nodes anew; absent where no store makes an agent do so.
+    pub relist: Option<Relist>,
     /// Netlink changes that a restart makes.
     pub restart_changes: usize,
 }
 
-/// A node alone with etcd. Its agent does not run, and nothing of flannel's is in the kernel.
+/// A node alone with a store. Its agent does not run, and nothing of flannel's is in the kernel.
 pub struct Node {
     cluster: Cluster,
     backend: Backend,
+    leases: LeaseStore,
 }
 
 impl Node {
@@ -75,7 +72,7 @@ impl Node {
     ///
     /// # Errors
     /// Whatever fails first.
-    pub fn build(means: &Means<'_>, backend: Backend) -> Result<Self> {
+    pub fn build(means: &Means<'_>, backend: Backend, leases: LeaseStore) -> Result<Self> {
         let mode = Carrier::Flow.mode().unwrap_or_default();
         let mut agent = AgentConfig::new(means.agent).with_fast_path(mode);
         agent.arguments.extend([
@@ -85,9 +82,14 @@ impl Node {
         let cluster = Cluster::start(ClusterConfig {
             nodes: vec![NodeConfig::agent(&agent)],
             network: peers::network(backend),
+            leases,
             ..ClusterConfig::default()
         })?;
-        let node = Self { cluster, backend };
+        let node = Self {
+            cluster,
+            backend,
+            leases,
+        };
         // What is on its link, the kernel takes as a next hop.
         let link = format!("route add {} dev eth0\n", peers::ON_LINK);
         underlay::ip_batch(node.netns(), &link)?;
@@ -101,40 +103,96 @@ impl Node {
     /// # Errors
     /// If it does not get ready, or something is missing then.
     pub fn start(&self, leases: u32, changes: u32, under_load: bool) -> Result<Started> {
+        self.inside(async || self.start_inside(leases, changes, under_load).await)
+    }
+
+    /// Starts the agent without fast path, and ends it. Returns what that took and the memory that it kept, in KiB.
+    ///
+    /// # Errors
+    /// If it does not get ready, or something is missing then.
+    pub fn start_plain(&self, leases: u32) -> Result<(Spent, f64)> {
+        self.set_mode(Carrier::Kernel);
+        let started = self.inside(async || {
+            let mut store = self.store().await?;
+            store.fill(leases).await?;
+            let (spent, _) = self.start_agent(leases)?;
+            Ok((spent, spent::resting_memory(self.agent().pid()?)?))
+        });
+        self.set_mode(Carrier::Flow);
+        let started = started?;
+        self.stop()?;
+        Ok(started)
+    }
+
+    fn set_mode(&self, carrier: Carrier) {
+        let mode = carrier.mode().unwrap_or_default();
+        self.agent()
+            .configure(|config| config.fast_path = mode.to_owned());
+    }
+
+    /// Runs something in the node's network namespace.
+    fn inside<T: Send>(&self, action: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
         self.netns().run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|error| Error::Control(format!("runtime: {error}")))?;
-            runtime.block_on(self.start_inside(leases, changes, under_load))
+            runtime.block_on(action())
         })?
     }
 
-    async fn start_inside(&self, leases: u32, changes: u32, under_load: bool) -> Result<Started> {
-        let endpoint = self.cluster.etcd().endpoint();
-        let mut store = Store::connect(&endpoint, self.backend).await?;
-        store.fill(leases).await?;
-        let agent = self.cluster.node(1).agent();
-        let asked = load::requests(&endpoint)?;
+    async fn store(&self) -> Result<Store<'_>> {
+        Ok(match self.leases {
+            LeaseStore::ApiServer => {
+                Store::Kube(Nodes::new(self.cluster.api_server(), self.backend))
+            }
+            _ => {
+                let endpoint = self.cluster.etcd().endpoint();
+                Store::Etcd(Box::new(Etcd::connect(endpoint, self.backend).await?))
+            }
+        })
+    }
+
+    /// Starts the agent and waits until all is in place. Returns what that took, and what was received for it, in KiB.
+    fn start_agent(&self, leases: u32) -> Result<(Spent, f64)> {
+        let before = self.received()?;
         let counters = Counters::open(daemon_starter()?)?;
         let start = Instant::now();
-        agent.start()?;
+        self.agent().start()?;
         wait_ready(start)?;
         let time = start.elapsed();
         let spent = Spent {
-            memory: Some(peak_memory(agent.pid()?)?),
+            memory: Some(spent::peak_memory(self.agent().pid()?)?),
             ..counters.read(time)?
         };
-        drop(counters);
-        let requests = load::requests(&endpoint)? - asked;
-        let maps = Maps::open(&agent.pin_directory())?;
-        self.check(leases)?;
+        let received = self.received()? - before;
+        entries::check(self.netns(), self.backend, leases)?;
+        Ok((spent, received))
+    }
+
+    /// What the node's interface has received so far, in KiB.
+    fn received(&self) -> Result<f64> {
+        const INTERFACE: &str = "eth0";
+        const KIBIBYTE: f64 = 1024.0;
+        let links = counters::links(self.netns())?;
+        let link = links.get(INTERFACE).copied().unwrap_or_default();
+        Ok(link.rx_bytes as f64 / KIBIBYTE)
+    }
+
+    async fn start_inside(&self, leases: u32, changes: u32, under_load: bool) -> Result<Started> {
+        let mut store = self.store().await?;
+        store.fill(leases).await?;
+        let asked = store.requests()?;
+        let (spent, received) = self.start_agent(leases)?;
+        let requests = store.requests()? - asked;
+        let maps = Maps::open(&self.agent().pin_directory())?;
         let mut held = 0;
         for peer in peers::all(leases) {
             held += u32::from(maps.hold(peer, self.backend)?);
         }
-        expect("entries in the maps", held, leases)?;
+        entries::expect("entries in the maps", held, leases)?;
         let waits = change::run(&mut store, &maps, self.backend, leases, changes).await?;
+        let resting = spent::resting_memory(self.agent().pid()?)?;
         let loaded = match under_load {
             true => Some(self.load(&mut store, &maps, leases).await?),
             false => None,
@@ -143,16 +201,30 @@ impl Node {
         Ok(Started {
             spent,
             requests,
+            received,
             waits,
+            resting,
             loaded,
         })
     }
 
-    async fn load(&self, store: &mut Store, maps: &Maps, leases: u32) -> Result<Loaded> {
-        let agent = self.cluster.node(1).agent();
+    async fn load(&self, store: &mut Store<'_>, maps: &Maps, leases: u32) -> Result<Loaded> {
+        let agent = self.agent();
+        let pid = agent.pid()?;
         let in_place = |peer| maps.hold(peer, self.backend);
         let changed = |change| change::nth(self.backend, change);
-        let sustained = load::sustain(store, agent.pid()?, leases, changed, in_place).await?;
+        let sustained = load::sustain(store, pid, leases, changed, in_place).await?;
+        let relist = match store {
+            Store::Kube(nodes) => {
+                // Its lease has been another one until now, however often it has changed.
+                let peer = Peer {
+                    number: 0,
+                    changed: 0,
+                };
+                Some(load::list_anew(nodes, pid, peer, in_place).await?)
+            }
+            Store::Etcd(_) => None,
+        };
         let network = peers::NETWORK.parse()?;
         let restart = load::changes_during(&network, async || {
             agent.stop()?;
@@ -160,7 +232,9 @@ impl Node {
             wait_ready(Instant::now())
         });
         Ok(Loaded {
+            rate: load::rate(store),
             sustained,
+            relist,
             restart_changes: restart.await?,
         })
     }
@@ -170,55 +244,12 @@ impl Node {
     /// # Errors
     /// If a command fails, or something is missing then.
     pub fn batch(&self, leases: u32) -> Result<Spent> {
-        let lines = match self.backend {
-            Backend::Vxlan => format!(
-                "link add {DEVICE} type vxlan id 1 dev eth0 dstport 8472 nolearning\n\
-                 link set {DEVICE} up\n"
-            ),
-            Backend::HostGw => String::new(),
-        };
-        underlay::ip_batch(self.netns(), &lines)?;
-        let leases_read: Result<Vec<_>> = peers::all(leases)
-            .map(|peer| peer.lease(self.backend))
-            .collect();
-        let entries = stock::Entries::new(&peers::network(self.backend), &leases_read?)?;
-        /// The calling thread.
-        const SELF: i32 = 0;
-        let counters = Counters::open(SELF)?;
-        let start = Instant::now();
-        entries.make(self.netns())?;
-        let spent = counters.read(start.elapsed())?;
-        self.check(leases)?;
-        match self.backend {
-            Backend::Vxlan => underlay::ip_batch(self.netns(), &format!("link delete {DEVICE}\n"))?,
-            Backend::HostGw => {
-                let flush = format!("route flush root {}\n", peers::NETWORK);
-                underlay::ip_batch(self.netns(), &flush)?;
-            }
-        }
-        Ok(spent)
-    }
-
-    /// Fails unless the kernel has the entries of so many leases, as iproute2 shows them.
-    fn check(&self, leases: u32) -> Result<()> {
-        let count = |program, arguments: &[&str], mark: &str| -> Result<u32> {
-            let shown = process::run(Some(self.netns()), program, arguments)?;
-            Ok(shown.lines().filter(|line| line.contains(mark)).count() as u32)
-        };
-        let routes = ["route", "show", "root", peers::NETWORK];
-        expect("routes", count("ip", &routes, " via ")?, leases)?;
-        if self.backend == Backend::Vxlan {
-            let neighbours = ["neighbour", "show", "dev", DEVICE, "nud", "permanent"];
-            expect("neighbours", count("ip", &neighbours, "lladdr")?, leases)?;
-            let fdb = ["fdb", "show", "dev", DEVICE];
-            expect("FDB entries", count("bridge", &fdb, " dst ")?, leases)?;
-        }
-        Ok(())
+        entries::make(self.netns(), self.backend, leases)
     }
 
     /// Ends the agent and removes what it leaves behind.
     fn stop(&self) -> Result<()> {
-        let agent = self.cluster.node(1).agent();
+        let agent = self.agent();
         agent.stop()?;
         agent.command_output(&[
             "cleanup",
@@ -229,35 +260,12 @@ impl Node {
         Ok(())
     }
 
+    fn agent(&self) -> &lab::Agent {
+        self.cluster.node(1).agent()
+    }
+
     fn netns(&self) -> &lab::Netns {
         self.cluster.node(1).netns()
-    }
-}
-
-/// What a thread's children spend, and itself.
-struct Counters {
-    cpu: Counter,
-    system_calls: Option<Counter>,
-}
-
-impl Counters {
-    fn open(thread: i32) -> Result<Self> {
-        Ok(Self {
-            cpu: Counter::cpu_time(thread)?,
-            system_calls: Counter::system_calls(thread),
-        })
-    }
-
-    fn read(&self, time: Duration) -> Result<Spent> {
-        /// Nanoseconds in a millisecond.
-        const MILLISECOND: f64 = 1e6;
-        let system_calls = self.system_calls.as_ref();
-        Ok(Spent {
-            time: time.as_nanos() as f64 / MILLISECOND,
-            cpu: self.cpu.read()? as f64 / MILLISECOND,
-            memory: None,
-            system_calls: system_calls.map(Counter::read).transpose()?,
-        })
     }
 }
 
@@ -278,41 +286,5 @@ fn wait_ready(start: Instant) -> Result<()> {
             _ if start.elapsed() < wait::patient(LIMIT) => std::thread::sleep(INTERVAL),
             other => return Err(Error::Control(format!("the agent is not ready: {other:?}"))),
         }
-    }
-}
-
-/// The most memory that a process has had, in KiB.
-fn peak_memory(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
-    kibibytes.ok_or_else(|| Error::Control(format!("{path} has no VmHWM in kB")))
-}
-
-fn expect(what: &str, found: u32, expected: u32) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::Control(format!(
-        "{found} {what} instead of {expected}"
-    )))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_has_had_memory() {
-        assert!(peak_memory(std::process::id()).unwrap() > 100.0);
-        assert!(peak_memory(u32::MAX).is_err());
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        assert!(expect("routes", 3, 3).is_ok());
-        let error = expect("routes", 2, 3).unwrap_err().to_string();
-        assert!(error.contains("2 routes instead of 3"), "{error}");
     }
 }

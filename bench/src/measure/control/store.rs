@@ -1,70 +1,75 @@
-//! Leases into etcd, by a client of its own: starting `etcdctl` would take longer than what is measured.
+//! The stores that leases are in, each by its shortest way: starting `etcdctl` or `kubectl` would take longer than what is
+//! measured.
 
-use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
-use lab::etcd::PREFIX;
-
-use super::peers::{self, Peer};
-use crate::{
-    testbed::{Error, Result},
-    variants::Backend,
+use super::{
+    etcd::Etcd,
+    kube::Nodes,
+    peers::{self, Peer},
 };
+use crate::testbed::Result;
 
-/// Operations of a transaction: etcd's own limit.
-const TRANSACTION: usize = 128;
-
-/// A connection to etcd.
-pub struct Store {
-    client: Client,
-    backend: Backend,
+/// A store of leases.
+pub enum Store<'a> {
+    /// etcd, in which other nodes are mere keys.
+    Etcd(Box<Etcd>),
+    /// The lab's API server, in which they are Node objects of full size.
+    Kube(Nodes<'a>),
 }
 
-impl Store {
-    /// Connects, from the network namespace of the calling thread.
+impl Store<'_> {
+    /// Makes the leases exactly those of the first `count` nodes, and that of the node under measurement.
     ///
     /// # Errors
-    /// If etcd does not answer.
-    pub async fn connect(endpoint: &str, backend: Backend) -> Result<Self> {
-        let client = Client::connect([endpoint], None).await.map_err(failed)?;
-        Ok(Self { client, backend })
-    }
-
-    /// Makes the leases exactly those of the first `count` nodes.
-    ///
-    /// # Errors
-    /// If etcd refuses.
+    /// If the store refuses.
     pub async fn fill(&mut self, count: u32) -> Result<()> {
-        let options = DeleteOptions::new().with_prefix();
-        let subnets = format!("{PREFIX}/subnets/");
-        let deleted = self.client.delete(subnets, Some(options)).await;
-        deleted.map_err(failed)?;
-        let peers: Vec<Peer> = peers::all(count).collect();
-        self.put_all(&peers).await
+        match self {
+            Self::Etcd(etcd) => {
+                etcd.delete_all().await?;
+                etcd.put_all(&peers::all(count).collect::<Vec<_>>()).await
+            }
+            Self::Kube(nodes) => {
+                nodes.fill(count);
+                Ok(())
+            }
+        }
     }
 
     /// Writes these leases.
     ///
     /// # Errors
-    /// If etcd refuses.
+    /// If the store refuses.
     pub async fn put_all(&mut self, peers: &[Peer]) -> Result<()> {
-        for peers in peers.chunks(TRANSACTION) {
-            let puts = peers.iter();
-            let puts = puts.map(|peer| TxnOp::put(peer.key(), peer.value(self.backend), None));
-            let transaction = Txn::new().and_then(puts.collect::<Vec<_>>());
-            self.client.txn(transaction).await.map_err(failed)?;
+        match self {
+            Self::Etcd(etcd) => etcd.put_all(peers).await,
+            Self::Kube(nodes) => {
+                peers.iter().for_each(|peer| nodes.put(*peer));
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Writes one lease.
     ///
     /// # Errors
-    /// If etcd refuses.
+    /// If the store refuses.
     pub async fn put(&mut self, peer: Peer) -> Result<()> {
-        let put = self.client.put(peer.key(), peer.value(self.backend), None);
-        put.await.map(drop).map_err(failed)
+        match self {
+            Self::Etcd(etcd) => etcd.put(peer).await,
+            Self::Kube(nodes) => {
+                nodes.put(peer);
+                Ok(())
+            }
+        }
     }
-}
 
-fn failed(error: etcd_client::Error) -> Error {
-    Error::Control(format!("etcd: {error}"))
+    /// Requests that the store has answered so far, and watches that it has been asked for, by its own count.
+    ///
+    /// # Errors
+    /// If it does not tell.
+    pub fn requests(&self) -> Result<u64> {
+        match self {
+            Self::Etcd(etcd) => etcd.requests(),
+            Self::Kube(nodes) => Ok(nodes.requests()),
+        }
+    }
 }

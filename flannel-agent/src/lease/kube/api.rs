@@ -18,15 +18,16 @@ use super::{
     annotations::Names,
     connection::{Connection, root},
     error::Error,
-    node::{Identity, Node},
+    list::{Listed, Page, Reader},
+    node::Node,
     watch::{self, Change, Lines},
 };
 use crate::metrics::KubeRequest as Request;
 
 /// Limit for a page of Nodes.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Nodes per page: about 3 MB of JSON, which is held while it is read.
-const PAGE: usize = 200;
+/// Nodes per page, as Go's client asks for: about 6 MB of JSON, which are read as they come.
+const PAGE: usize = 500;
 /// How long a watch lasts, in seconds, is chosen from this range, as Go's client does: not all are renewed at once.
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// How much later than that a watch must have ended.
@@ -38,32 +39,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(150);
 pub struct Api {
     connection: Connection,
     names: Names,
-}
-
-/// A page of a list.
-pub struct Page {
-    /// The Nodes, or the name of one and why it cannot be understood.
-    pub nodes: Vec<Result<Node, (String, String)>>,
-    /// The version that the whole list shows.
-    pub version: String,
-    /// What the next page is asked for with; empty for the last one.
-    pub next: String,
-}
-
-#[derive(Deserialize)]
-struct List<'a> {
-    metadata: ListMetadata,
-    #[serde(borrow, default)]
-    items: Option<Vec<&'a RawValue>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMetadata {
-    #[serde(default)]
-    resource_version: String,
-    #[serde(default, rename = "continue")]
-    next: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -148,39 +123,29 @@ impl Api {
         self.read_node(Request::Patch, &answer)
     }
 
-    /// A page of all Nodes, or of the one called `only`.
+    /// A page of all Nodes, or of the one called `only`; gives `take` each as it comes, also if the page fails then.
     ///
     /// # Errors
     /// When the server does not answer or refuses, or has forgotten what `next` continues.
-    pub async fn page(&mut self, only: Option<&str>, next: &str) -> Result<Page, Error> {
+    pub async fn page(
+        &mut self,
+        only: Option<&str>,
+        next: &str,
+        mut take: impl FnMut(Listed),
+    ) -> Result<Page, Error> {
         let mut path = format!("/api/v1/nodes?limit={PAGE}");
         select(&mut path, only);
         if !next.is_empty() {
             let _ = write!(path, "&continue={}", escaped(next));
         }
-        let answer = self
-            .connection
-            .limited(
-                Request::List,
-                Method::GET,
-                &path,
-                String::new(),
-                PAGE_TIMEOUT,
-            )
+        let request = Request::List;
+        let garbled = |source| Error::Answer { request, source };
+        let mut reader = Reader::new(&self.names);
+        let push = |bytes: &[u8]| reader.push(bytes, &mut take).map_err(garbled);
+        self.connection
+            .in_parts(request, &path, PAGE_TIMEOUT, push)
             .await?;
-        let list: List<'_> = parsed(Request::List, &answer)?;
-        let read = |json: &&RawValue| {
-            Node::read(json.get(), &self.names).map_err(|error| {
-                let known = serde_json::from_str::<Identity>(json.get());
-                let name = known.map(|known| known.metadata.name).unwrap_or_default();
-                (name, error.to_string())
-            })
-        };
-        Ok(Page {
-            nodes: list.items.iter().flatten().map(read).collect(),
-            version: list.metadata.resource_version,
-            next: list.metadata.next.unwrap_or_default(),
-        })
+        reader.end().map_err(garbled)
     }
 
     /// All changes of Nodes since `version`, or of the one called `only`.

@@ -1,6 +1,6 @@
 //! The connection to the API server: requests and answers as bytes, with time limits, counted, and refusals as errors.
 
-use std::time::Duration;
+use std::{ops::Deref, time::Duration};
 
 use http::{Method, Response, header};
 use http_body_util::BodyExt as _;
@@ -72,6 +72,28 @@ impl Connection {
             let whole = async {
                 let response = self.send(request, method, path, body).await?;
                 read_body(request, response, usize::MAX).await
+            };
+            within(request, limit, whole).await
+        })
+        .await
+    }
+
+    /// A request of which `take` gets the answer part by part, all within `limit`.
+    pub(super) async fn in_parts(
+        &mut self,
+        request: Request,
+        path: &str,
+        limit: Duration,
+        mut take: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        counted(request, async {
+            let whole = async {
+                let response = self.send(request, Method::GET, path, String::new());
+                let mut body = response.await?.into_body();
+                while let Some(part) = next_part(request, &mut body).await? {
+                    take(&part)?;
+                }
+                Ok(())
             };
             within(request, limit, whole).await
         })
@@ -171,19 +193,30 @@ async fn read_body(
 ) -> Result<Vec<u8>, Error> {
     let mut body = response.into_body();
     let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::Transport {
-            request,
-            reason: root(&error),
-        })?;
-        if let Some(data) = frame.data_ref() {
-            bytes.extend_from_slice(data);
-        }
+    while let Some(part) = next_part(request, &mut body).await? {
+        bytes.extend_from_slice(&part);
         if bytes.len() > most {
             break;
         }
     }
     Ok(bytes)
+}
+
+/// What comes next of an answer's body; none at its end.
+async fn next_part(
+    request: Request,
+    body: &mut Body,
+) -> Result<Option<impl Deref<Target = [u8]>>, Error> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Error::Transport {
+            request,
+            reason: root(&error),
+        })?;
+        if let Ok(part) = frame.into_data() {
+            return Ok(Some(part));
+        }
+    }
+    Ok(None)
 }
 
 /// The last of an error's causes, such as "connection refused", with what an operator can do about it.

@@ -16,7 +16,14 @@ use tokio::{
 
 use own::Own;
 
-use super::{Kube, PROBLEM, api::Page, backoff::Backoff, error::Error, node::Node, watch::Change};
+use super::{
+    Kube, PROBLEM,
+    backoff::Backoff,
+    error::Error,
+    list::{Listed, Page},
+    node::Node,
+    watch::Change,
+};
 use crate::{
     board::Board,
     family::PerFamily,
@@ -173,30 +180,30 @@ impl Keeper {
 
     /// Lists all Nodes, or the one called `only`, and reports them. Returns the list's version.
     async fn list(&mut self, only: Option<&str>) -> Result<String, Error> {
-        let mut entries = BTreeMap::new();
-        let mut own = None;
-        let mut next = String::new();
-        let version = loop {
-            let page = self.page(only, &next).await?;
-            for node in page.nodes {
-                match node {
-                    Ok(node) if node.name == self.kube.name => own = Some(node),
-                    Ok(node) => {
-                        if let Some(entry) = node.entry(&self.families, self.kube.api.names()) {
-                            entries.insert(node.name, entry);
-                        }
-                    }
-                    Err((name, reason)) => {
-                        let entry = self.unreadable(&name, reason);
-                        entries.extend(entry.map(|entry| (name, entry)));
-                    }
+        let (name, families) = (self.kube.name.clone(), self.families);
+        let names = self.kube.api.names().clone();
+        let (mut entries, mut own, mut unreadable) = (BTreeMap::new(), None, Vec::new());
+        let mut take = |listed: Listed| match listed {
+            Ok(node) if node.name == name => own = Some(node),
+            Ok(node) => {
+                if let Some(entry) = node.entry(&families, &names) {
+                    entries.insert(node.name, entry);
                 }
             }
+            Err(known) => unreadable.push(known),
+        };
+        let mut next = String::new();
+        let version = loop {
+            let page = self.page(only, &next, &mut take).await?;
             if page.next.is_empty() {
                 break page.version;
             }
             next = page.next;
         };
+        for (name, reason) in unreadable {
+            let entry = self.unreadable(&name, reason);
+            entries.extend(entry.map(|entry| (name, entry)));
+        }
         self.entries = entries;
         self.report(Event::Snapshot(self.entries.clone())).await;
         self.own.node = own;
@@ -205,11 +212,16 @@ impl Keeper {
     }
 
     /// A page of the list. A further one that fails is asked for again, so that those before it are not read in vain.
-    async fn page(&mut self, only: Option<&str>, next: &str) -> Result<Page, Error> {
+    async fn page(
+        &mut self,
+        only: Option<&str>,
+        next: &str,
+        mut take: impl FnMut(Listed),
+    ) -> Result<Page, Error> {
         let mut backoff = Backoff::new();
         let mut attempt = 1;
         loop {
-            match self.kube.api.page(only, next).await {
+            match self.kube.api.page(only, next, &mut take).await {
                 Err(error) if !next.is_empty() && !error.is_gone() && attempt < PAGE_ATTEMPTS => {
                     attempt += 1;
                     self.kube.failed(&error, &mut backoff, &self.board).await;

@@ -12,6 +12,7 @@ mod condition;
 mod connection;
 mod error;
 mod keeper;
+mod list;
 mod node;
 mod node_name;
 mod watch;

@@ -42,14 +42,14 @@ fn peers_come_and_change_and_go() {
 }
 
 /// So many nodes that a list of them has three pages.
-const MANY: usize = 450;
+const MANY: usize = 1_100;
 
 /// A server with many nodes, which refuses further pages with `code` for some `times`.
 fn crowded(times: usize, code: u16) -> ApiServer {
     let server = server();
     for number in 0..MANY {
         let subnet = format!("10.5.{}.{}/28", number / 16 + 10, number % 16 * 16);
-        server.put_node(peer(&format!("p{number:03}"), &subnet, "10.0.0.2"));
+        server.put_node(peer(&format!("p{number:04}"), &subnet, "10.0.0.2"));
     }
     let fault = Fault::Status {
         code,
