@@ -87,7 +87,7 @@ fn confined(setting: Setting, without: Without) -> anyhow::Result<AgentConfig> {
 exec unshare --mount --propagation private sh -e -c '
 R={root}
 mount -t tmpfs root $R
-mkdir -p $R/proc $R/sys $R/dev $R/opt/bin $R/host/proc/sys/net $R/host/sys/fs/bpf $R/run/flannel-lab
+mkdir -p $R/proc $R/sys $R/dev $R/opt/bin $R/host/proc/sys/net $R/run/flannel-lab
 touch $R/opt/bin/flannel-agent $R/run/xtables.lock /run/xtables.lock
 for d in usr etc; do mkdir $R/$d; mount --bind /$d $R/$d; mount -o remount,bind,ro $R/$d; done
 for d in bin sbin lib lib64; do ln -s usr/$d $R/$d; done
@@ -109,7 +109,7 @@ exec chroot $R setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{boundi
         root = root.display(),
         bpffs = mount_unless(
             Without::BpfFs,
-            "mount --bind /sys/fs/bpf $R/host/sys/fs/bpf"
+            "mkdir -p $R/host/sys/fs/bpf; mount --bind /sys/fs/bpf $R/host/sys/fs/bpf"
         ),
         sysctls = mount_unless(
             Without::Sysctls,
