@@ -62,8 +62,11 @@ pub(crate) fn stays_in_order(setting: Setting, argument: &str) -> Outcome {
             unreachable!("two nodes were asked for")
         };
         let (client, server) = (pod(from)?, pod(to)?);
-        let tier = to.agent().status()?.fast_path.ingress.unwrap_or_default();
-        ensure!(argument.ends_with(&tier), "{argument}, but {tier}");
+        // The agent is ready before everything is attached.
+        to.agent().wait_status(argument, |status| {
+            let tier = status.fast_path.ingress.as_deref();
+            tier.is_some_and(|tier| argument.ends_with(tier))
+        })?;
         let order = |pod: &Pod| {
             let counters = Protocols::read(pod.netns())?;
             anyhow::Ok(OUT_OF_ORDER.map(|name| counters.get(name)))

@@ -103,6 +103,18 @@ impl Count {
         ]
     }
 
+    /// Asserts that no leg at the node of this place has carried packets from this moment until now.
+    pub(crate) fn assert_none_at(&self, nodes: [&Node; 2], place: usize) -> Outcome {
+        let now = Self::of(nodes)?;
+        let carried = &now.since(self)[2 * place..][..2];
+        ensure!(
+            carried == [0; 2],
+            "fast packets out and in {carried:?}: {:?}",
+            now.all_since(self)
+        );
+        Ok(())
+    }
+
     /// Asserts which legs have carried packets from this moment until now.
     pub(crate) fn assert_legs(&self, nodes: [&Node; 2], path: Path, expected: Legs) -> Outcome {
         let now = Self::of(nodes)?;

@@ -264,9 +264,19 @@ impl Datagrams {
     pub(crate) fn open(pair: &Pair<'_>, ports: [u16; 2]) -> anyhow::Result<Self> {
         let bound = |end: usize| -> anyhow::Result<UdpSocket> {
             let pod = &pair.pods[end];
-            let socket = pod
-                .netns()
-                .run(|| UdpSocket::bind((pod.address(), ports[end])))??;
+            let bind = || UdpSocket::bind((pod.address(), ports[end]));
+            // What another test starts in this moment may still hold the socket that had the port.
+            let start = Instant::now();
+            let socket = loop {
+                match pod.netns().run(bind)? {
+                    Err(error)
+                        if error.kind() == ErrorKind::AddrInUse && start.elapsed() < LIMIT =>
+                    {
+                        thread::sleep(PAUSE);
+                    }
+                    bound => break bound?,
+                }
+            };
             socket.set_read_timeout(Some(LIMIT))?;
             Ok(socket)
         };

@@ -3,7 +3,7 @@
 //! A privileged suite that has executed nothing fails: green must mean executed. The last line is
 //! `N passed, N failed, N skipped`.
 //!
-//! Tests of clusters wait for real packets on a machine that may be busy with something else. Where one or two of them
+//! Tests of clusters wait for real packets on a machine that may be busy with something else. Where up to five of a suite
 //! fail, these run once more, alone; what passes then is listed as such, with what it said at first.
 
 mod benchmark;

@@ -14,7 +14,7 @@ use lab::Node;
 use nfq::{Queue, Verdict};
 
 use super::needs;
-use crate::legs::{self, DIRECT, NONE};
+use crate::legs::{self, DIRECT};
 use crate::policies::{MARGIN, SHORT, Watched, try_new, with_short_times};
 use crate::service_pair::with_pair;
 use crate::support::{Outcome, Path, Setting, shell};
@@ -58,7 +58,7 @@ pub(crate) fn verdicts_hold(setting: Setting) -> Outcome {
         try_new(pair).context("to a port that the policy does not name")?;
         ensure!(pair.second_server.asked() == 0, "something came");
 
-        for (node, engine) in pair.nodes().into_iter().zip(&engines) {
+        for (place, (node, engine)) in pair.nodes().into_iter().zip(&engines).enumerate() {
             let revoke = || format!("revoked at {}", node.name());
             engine.allow(0);
             shell(node, &format!("conntrack -D -d {server} >/dev/null 2>&1"))?;
@@ -77,7 +77,9 @@ pub(crate) fn verdicts_hold(setting: Setting) -> Outcome {
                 watched.step()?;
                 ensure!(watched.is_silent(), "{}: still answered", revoke());
             }
-            pair.assert_legs(setting.path, &count, NONE)
+            // The other node's kernel goes on passing what its pod sends again and again.
+            count
+                .assert_none_at(pair.nodes(), place)
                 .with_context(revoke)?;
             engine.allow(allowed);
             for watched in &mut flows {
