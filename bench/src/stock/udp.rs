@@ -11,19 +11,17 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd},
         unix::fs::OpenOptionsExt,
     },
     sync::{Arc, Mutex},
-    thread::{self, JoinHandle},
 };
-
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::{
     error::{IoContext, Result},
     lease::Subnet,
     netns::Netns,
+    traffic::server::{Server, Stop},
     underlay,
 };
 
@@ -40,8 +38,7 @@ type Peers = Arc<Mutex<Vec<(Subnet, SocketAddrV4)>>>;
 pub(super) struct Tunnel {
     peers: Peers,
     port: u16,
-    stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    _thread: Server,
 }
 
 impl Tunnel {
@@ -69,18 +66,15 @@ impl Tunnel {
             .run(|| UdpSocket::bind(local))?
             .context("open UDP socket in", netns.name())?;
         socket.set_nonblocking(true).context("set up", "socket")?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make", "event descriptor")?;
-        let stopped = stop.try_clone().context("duplicate", "event descriptor")?;
         let peers = Peers::default();
         let thread = {
             let peers = peers.clone();
-            thread::spawn(move || carry(&device, &socket, &peers, &stopped))
+            Server::start(move |stop| carry(&device, &socket, &peers, stop))?
         };
         Ok(Self {
             peers,
             port: local.port(),
-            stop,
-            thread: Some(thread),
+            _thread: thread,
         })
     }
 
@@ -88,13 +82,6 @@ impl Tunnel {
     pub(super) fn set_peers(&self, peers: impl Iterator<Item = (Subnet, Ipv4Addr)>) {
         let peers = peers.map(|(subnet, address)| (subnet, SocketAddrV4::new(address, self.port)));
         *lock(&self.peers) = peers.collect();
-    }
-}
-
-impl Drop for Tunnel {
-    fn drop(&mut self) {
-        rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).ok();
-        self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -124,17 +111,9 @@ fn open() -> io::Result<File> {
     Ok(file)
 }
 
-fn carry(mut device: &File, socket: &UdpSocket, peers: &Peers, stop: &OwnedFd) {
+fn carry(mut device: &File, socket: &UdpSocket, peers: &Peers, stop: &Stop) {
     let mut buffer = vec![0; BUFFER];
-    loop {
-        let mut fds = [device.as_fd(), socket.as_fd(), stop.as_fd()]
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) if !fds[2].revents().is_empty() => return,
-            Ok(_) => {}
-        }
+    while stop.wait_readable([device.as_fd(), socket.as_fd()]) {
         while let Ok(length) = device.read(&mut buffer) {
             let packet = &mut buffer[..length];
             if let Some(to) = hop(packet).and_then(|to| node_of(peers, to)) {

@@ -7,6 +7,7 @@
 pub mod icmp;
 pub mod relay;
 pub mod rtt;
+pub(crate) mod server;
 pub mod tcp;
 pub mod tools;
 pub mod udp;

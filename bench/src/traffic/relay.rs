@@ -4,20 +4,18 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
-    thread::{self, JoinHandle},
+    os::fd::AsFd,
+    thread,
     time::Duration,
-};
-
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
-    io::write,
 };
 
 use crate::{
     error::{IoContext, Result},
     netns::Netns,
-    traffic::whoami::{MESSAGE, open},
+    traffic::{
+        server::{Server, Stop},
+        whoami::{MESSAGE, open},
+    },
 };
 
 /// How long the other may take for an answer, and a client for its next question.
@@ -27,8 +25,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// datagrams. Stopped when dropped.
 #[derive(Debug)]
 pub struct Relay {
-    stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    _thread: Server,
 }
 
 impl Relay {
@@ -45,23 +42,11 @@ impl Relay {
             io::Result::Ok(socket)
         };
         let upstream = netns.run(connect)?.context("connect to", server)?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make", "event descriptor")?;
-        let stopped = stop.try_clone().context("duplicate", "event descriptor")?;
         let netns = netns.clone();
-        let thread = thread::spawn(move || {
-            serve(&netns, &listener, &socket, &upstream, &stopped, server);
-        });
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        write(&self.stop, &1_u64.to_ne_bytes()).ok();
-        self.thread.take().map(JoinHandle::join);
+        let thread = Server::start(move |stop| {
+            serve(&netns, &listener, &socket, &upstream, stop, server);
+        })?;
+        Ok(Self { _thread: thread })
     }
 }
 
@@ -70,19 +55,11 @@ fn serve(
     listener: &TcpListener,
     socket: &UdpSocket,
     upstream: &UdpSocket,
-    stop: &OwnedFd,
+    stop: &Stop,
     server: SocketAddrV4,
 ) {
     let mut message = [0; MESSAGE];
-    loop {
-        let mut fds = [listener.as_fd(), socket.as_fd(), stop.as_fd()]
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) if !fds[2].revents().is_empty() => return,
-            Ok(_) => {}
-        }
+    while stop.wait_readable([listener.as_fd(), socket.as_fd()]) {
         if let Ok((client, _)) = listener.accept() {
             let netns = netns.clone();
             // A connection's thread ends with it, or after the limit.

@@ -3,20 +3,18 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
-    thread::{self, JoinHandle},
+    os::fd::AsFd,
+    thread,
     time::{Duration, Instant},
-};
-
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
-    io::write,
 };
 
 use crate::{
     error::{Error, IoContext, Result},
     netns::Netns,
-    traffic::{Host, any},
+    traffic::{
+        Host, any,
+        server::{Server, Stop},
+    },
 };
 
 /// How long the server waits for the next request of a connection.
@@ -37,8 +35,7 @@ pub enum Transport {
 #[derive(Debug)]
 pub struct EchoServer {
     port: u16,
-    stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    _thread: Server,
 }
 
 impl EchoServer {
@@ -59,26 +56,16 @@ impl EchoServer {
             .run(|| open(any(address)))?
             .context("open echo ports in", netns.name())?;
         let port = listener.local_addr().context("query", "socket")?.port();
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make", "event descriptor")?;
-        let stopped = stop.try_clone().context("duplicate", "event descriptor")?;
-        let thread = thread::spawn(move || serve(&listener, &socket, &stopped));
+        let thread = Server::start(move |stop| serve(&listener, &socket, stop))?;
         Ok(Self {
             port,
-            stop,
-            thread: Some(thread),
+            _thread: thread,
         })
     }
 
     /// The port of both transports.
     pub fn port(&self) -> u16 {
         self.port
-    }
-}
-
-impl Drop for EchoServer {
-    fn drop(&mut self) {
-        write(&self.stop, &1_u64.to_ne_bytes()).ok();
-        self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -97,17 +84,9 @@ fn open(any: IpAddr) -> io::Result<(TcpListener, UdpSocket)> {
         .map_or_else(attempt, Ok)
 }
 
-fn serve(listener: &TcpListener, socket: &UdpSocket, stop: &OwnedFd) {
+fn serve(listener: &TcpListener, socket: &UdpSocket, stop: &Stop) {
     let mut buffer = vec![0; BUFFER];
-    loop {
-        let mut fds = [listener.as_fd(), socket.as_fd(), stop.as_fd()]
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) if !fds[2].revents().is_empty() => return,
-            Ok(_) => {}
-        }
+    while stop.wait_readable([listener.as_fd(), socket.as_fd()]) {
         if let Ok((stream, _)) = listener.accept() {
             // A connection's thread ends with it, or after the idle limit.
             thread::spawn(move || echo(stream));

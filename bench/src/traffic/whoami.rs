@@ -4,25 +4,24 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread::{self, JoinHandle},
+    thread,
     time::Duration,
 };
 
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
-    io::write,
-    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 use crate::{
     error::{Error, IoContext, Result},
     netns::Netns,
-    traffic::rtt::Transport,
+    traffic::{
+        rtt::Transport,
+        server::{Server, Stop},
+    },
 };
 
 /// Bytes of a request, and of an answer: large enough for some hundred to leave any TCP window that conntrack has seen.
@@ -35,8 +34,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct WhoAmI {
     asked: Arc<AtomicU64>,
-    stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    _thread: Server,
 }
 
 impl WhoAmI {
@@ -46,28 +44,18 @@ impl WhoAmI {
     /// If the port cannot be opened.
     pub fn start(netns: &Netns, name: &str, port: u16) -> Result<Self> {
         let (listener, socket) = open(netns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make", "event descriptor")?;
-        let stopped = stop.try_clone().context("duplicate", "event descriptor")?;
         let asked = Arc::new(AtomicU64::new(0));
         let (count, name) = (asked.clone(), name.to_owned());
-        let thread = thread::spawn(move || serve(&listener, &socket, &stopped, &name, &count));
+        let thread = Server::start(move |stop| serve(&listener, &socket, stop, &name, &count))?;
         Ok(Self {
             asked,
-            stop,
-            thread: Some(thread),
+            _thread: thread,
         })
     }
 
     /// How many connections and datagrams have come.
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for WhoAmI {
-    fn drop(&mut self) {
-        write(&self.stop, &1_u64.to_ne_bytes()).ok();
-        self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -84,23 +72,9 @@ pub(super) fn open(netns: &Netns, at: SocketAddrV4) -> Result<(TcpListener, UdpS
         .context("open port", format_args!("{at} in {}", netns.name()))
 }
 
-fn serve(
-    listener: &TcpListener,
-    socket: &UdpSocket,
-    stop: &OwnedFd,
-    name: &str,
-    asked: &AtomicU64,
-) {
+fn serve(listener: &TcpListener, socket: &UdpSocket, stop: &Stop, name: &str, asked: &AtomicU64) {
     let mut request = [0; MESSAGE];
-    loop {
-        let mut fds = [listener.as_fd(), socket.as_fd(), stop.as_fd()]
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) if !fds[2].revents().is_empty() => return,
-            Ok(_) => {}
-        }
+    while stop.wait_readable([listener.as_fd(), socket.as_fd()]) {
         if let Ok((stream, peer)) = listener.accept() {
             asked.fetch_add(1, Ordering::Relaxed);
             let name = name.to_owned();
