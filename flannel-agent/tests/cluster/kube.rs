@@ -12,12 +12,13 @@ use anyhow::{Context as _, ensure};
 use lab::{
     Cluster, ClusterConfig, LeaseStore, NodeConfig,
     kube::mock::{self, Interrupt, Kind},
-    traffic::udp::{UdpFlow, UdpPlan},
+    traffic::udp::UdpFlow,
 };
 use serde_json::Value;
 
 use crate::support::{
-    Outcome, PROMPT, Setting, Skipped, all_arrived, eventually, shell, udp_arrives, with_cluster,
+    ENDLESS, Outcome, PROMPT, Setting, Skipped, all_arrived, eventually, shell, udp_arrives,
+    with_cluster,
 };
 
 /// Packets of one check.
@@ -73,11 +74,7 @@ pub(crate) fn nodes_come_and_go(setting: Setting) -> Outcome {
         let flow = UdpFlow::start(
             &cluster.node(1).pods()[0],
             &cluster.node(2).pods()[0],
-            UdpPlan {
-                packets: u64::MAX,
-                rate: 1000,
-                size: 64,
-            },
+            ENDLESS,
         )?;
         let fourth = cluster.add_node(&setting.node())?;
         let pod = fourth.add_pod()?;
@@ -117,11 +114,7 @@ pub(crate) fn the_api_server_is_away_without_loss(setting: Setting) -> Outcome {
         let flow = UdpFlow::start(
             &cluster.node(1).pods()[0],
             &cluster.node(2).pods()[0],
-            UdpPlan {
-                packets: u64::MAX,
-                rate: 1000,
-                size: 64,
-            },
+            ENDLESS,
         )?;
         server.wait_watches(2)?;
         server.interrupt_watches(Interrupt::Garbage);

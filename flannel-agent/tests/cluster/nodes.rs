@@ -6,15 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use lab::{
-    Node, Pod,
-    etcd::PREFIX,
-    traffic::udp::{UdpFlow, UdpPlan},
-};
+use lab::{Node, Pod, etcd::PREFIX, traffic::udp::UdpFlow};
 
 use crate::meter::Meter;
 use crate::support::{
-    Backend, Outcome, PROMPT, Path, Setting, all_arrived, eventually, link, serves, shell,
+    Backend, ENDLESS, Outcome, PROMPT, Path, Setting, all_arrived, eventually, link, serves, shell,
     udp_arrives, wait_pods_served, with_cluster,
 };
 
@@ -28,12 +24,7 @@ const PODS: usize = 5;
 pub(crate) fn join_and_leave(setting: Setting) -> Outcome {
     with_cluster(setting.pair(), |cluster| {
         let (first, second) = (cluster.node(1).clone(), cluster.node(2).clone());
-        let plan = UdpPlan {
-            packets: u64::MAX,
-            rate: 1000,
-            size: 64,
-        };
-        let others = UdpFlow::start(&first.pods()[0], &second.pods()[0], plan)?;
+        let others = UdpFlow::start(&first.pods()[0], &second.pods()[0], ENDLESS)?;
 
         let third = cluster.add_node(&setting.node())?;
         let pod = third.add_pod()?;

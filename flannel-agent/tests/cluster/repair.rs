@@ -3,16 +3,12 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context, ensure};
-use lab::{
-    Node,
-    etcd::PREFIX,
-    traffic::udp::{UdpFlow, UdpPlan},
-};
+use lab::{Node, etcd::PREFIX, traffic::udp::UdpFlow};
 
 use crate::meter::Meter;
 use crate::support::{
-    Backend, Outcome, PROMPT, Setting, eventually, link, shell, udp_arrives, wait_pods_served,
-    with_cluster,
+    Backend, ENDLESS, Outcome, PROMPT, Setting, eventually, link, shell, udp_arrives,
+    wait_pods_served, with_cluster,
 };
 
 /// How long traffic may stand still after its device was deleted.
@@ -23,13 +19,8 @@ const PACKETS: u64 = 1000;
 pub(crate) fn deleted_device(setting: Setting) -> Outcome {
     with_cluster(setting.pair(), |cluster| {
         let (from, to) = (cluster.node(1), cluster.node(2));
-        let plan = UdpPlan {
-            packets: u64::MAX,
-            rate: 1000,
-            size: 64,
-        };
         for (broken, name) in [(from, "the sender's"), (to, "the receiver's")] {
-            let flow = UdpFlow::start(&from.pods()[0], &to.pods()[0], plan)?;
+            let flow = UdpFlow::start(&from.pods()[0], &to.pods()[0], ENDLESS)?;
             let before = link(broken, "flannel.1")?;
             ensure!(before.is_some(), "there is a device to delete");
             shell(broken, "ip link delete flannel.1")?;

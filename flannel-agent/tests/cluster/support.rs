@@ -284,6 +284,13 @@ pub(crate) fn all_arrived(report: &UdpReport) -> Outcome {
     Ok(())
 }
 
+/// Datagrams that go on, a thousand a second, until they are stopped.
+pub(crate) const ENDLESS: UdpPlan = UdpPlan {
+    packets: u64::MAX,
+    rate: 1000,
+    size: 64,
+};
+
 /// Waits for a condition.
 pub(crate) fn eventually(
     what: &str,
